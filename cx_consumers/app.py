@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 import threading
@@ -52,6 +53,7 @@ REPORT_INTERVAL_S = 0.1
 REPORT_IDLE_S = 1.0
 STOP_WORKERS_S = 2.5
 STOP_FAUST_S = 2.0
+STOP_S_MAX = 5.0
 GIL_SWITCH_S = 0.0005  # the event loop and the volumes' threads take turns; 5 ms, the default, would be seen in every latency
 _THREADS = frozenset({"asks", "declared", "report"})
 _log = logging.getLogger(__name__)
@@ -68,6 +70,10 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
     def on_crash(self, msg: str, *fmt: Any, **_: Any) -> None:
         """Tell in one line of the log that the thread ends; whoever started it gets the error itself."""
         event(_log, logging.WARNING, "consumer_ended", error=repr(sys.exception()))
+
+    def highwater(self, tp: Any) -> int:
+        """Return where the partition ends, for Faust's monitor; 0 if a rebalance took it meanwhile (Faust's own ends the process)."""
+        return super().highwater(tp) if tp in self.assignment() else 0
 
     async def _commit(self, offsets: Any) -> bool:
         """Commit if it can be done now; Faust's own would end the process when a commit meets a change of the subscription."""
@@ -278,6 +284,9 @@ class Worker:
 
     async def _stop(self) -> None:
         """Stop, so that nothing is lost and little is done twice: the volumes finish what they hold, then the group is left."""
+        leave = threading.Timer(STOP_S_MAX, self._leave)
+        leave.daemon = True
+        leave.start()
         self._declared.stop()
         await asyncio.to_thread(self._volumes.stop, STOP_WORKERS_S)
         await asyncio.sleep(0)
@@ -292,6 +301,11 @@ class Worker:
                 await asyncio.wait_for(faust_intake.stop(), STOP_FAUST_S)
             except TimeoutError:
                 event(_log, logging.WARNING, "faust_stops_slowly")
+
+    def _leave(self) -> None:
+        """End the process although a thread of Faust's or of a client's does not end; what is not durable is read again."""
+        event(_log, logging.WARNING, "left_at_once", after_s=STOP_S_MAX)
+        os._exit(1 if self._failure is not None else 0)
 
     def _on_signal(self) -> None:
         self._stopping.set()

@@ -303,10 +303,10 @@ class AgentRig:
 
 def read_topic(bootstrap: str, topic: str, upto_offset: int | None = None) -> Iterator[tuple[bytes, dict[str, bytes]]]:
     """Yield value and headers of every message that the topic has now."""
-    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "test-fold", "enable.auto.commit": False, "fetch.wait.max.ms": 10})
+    low, high = _bounds(bootstrap, topic)
+    end = high if upto_offset is None else min(high, upto_offset)
+    consumer = _consumer(bootstrap)
     try:
-        low, high = _bounds(consumer, topic)
-        end = high if upto_offset is None else min(high, upto_offset)
         consumer.assign([TopicPartition(topic, 0, low)])
         at = low
         while at < end:
@@ -320,16 +320,26 @@ def read_topic(bootstrap: str, topic: str, upto_offset: int | None = None) -> It
         consumer.close()
 
 
-def _bounds(consumer: Consumer, topic: str) -> tuple[int, int]:
-    """Return where the topic begins and ends; a broker that was frozen may have no leader for a moment."""
-    deadline_s = time.monotonic() + 30
+def _consumer(bootstrap: str) -> Consumer:
+    return Consumer({"bootstrap.servers": bootstrap, "group.id": "test-fold", "enable.auto.commit": False, "fetch.wait.max.ms": 10})
+
+
+def _bounds(bootstrap: str, topic: str) -> tuple[int, int]:
+    """Return where the topic begins and ends; a broker that was frozen may have no leader for a moment.
+
+    Each attempt has a consumer of its own: librdkafka remembers for 30 s that it was told of no partition.
+    """
+    deadline_s = time.monotonic() + 60
     while True:
+        consumer = _consumer(bootstrap)
         try:
             return consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=20)
         except KafkaException:
             if time.monotonic() > deadline_s:
                 raise
             time.sleep(0.1)
+        finally:
+            consumer.close()
 
 
 _SCHEMA = fastavro.parse_schema(json.loads((ROOT / "schemas" / "WriteBatch.avsc").read_text(encoding="utf-8")))

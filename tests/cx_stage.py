@@ -29,10 +29,12 @@ from stream.producer import OrderedProducer
 from stream.record import Batch, Kind
 from stream.topics import Topics, data_topics, journal_topic, shared_topics, writes_topic
 
-WAIT_S = 40.0
+WAIT_S = 90.0
 _WORKER = """
+import faulthandler
 import sys
 from pathlib import Path
+faulthandler.enable()  # a worker that does not stop is aborted, and its log tells where every thread was
 from cx_consumers import app
 from stream.config import load
 from stream.log import configure
@@ -187,9 +189,15 @@ class Worker:
     def log(self) -> str:
         return (self.state_dir / f"{self.name}.log").read_text(encoding="utf-8", errors="replace")
 
-    def stop(self, timeout_s: float = 10.0) -> int:
+    def stop(self, timeout_s: float = 30.0) -> int:
+        """Ask the worker to stop and return its exit code; one that does not is aborted, and its log shows where it stood."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout_s)
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+            self.process.wait(timeout_s)
+            raise
 
     def kill(self) -> None:
         self.process.kill()
@@ -249,6 +257,7 @@ class Stage:
         for worker in self.workers:
             if worker.process.poll() is None:
                 worker.kill()
+            print(f"--- the log of worker {worker.name} ends:\n{worker.log()[-8000:]}")  # pytest shows it when the test failed
         for agent in self.agents:
             agent.close()
         for volume in self.volumes:

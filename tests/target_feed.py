@@ -21,7 +21,7 @@ from stream.control import ControlWriter, Replica, VolumeDeclaration
 from stream.schema import MESSAGE_BYTES_MAX
 from stream.topics import Topics, data_topics, journal_topic, shared_topics
 
-WAIT_S = 30.0
+WAIT_S = 90.0
 _PROGRAM = """
 import sys
 from pathlib import Path

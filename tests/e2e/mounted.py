@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-READY_S_MAX = 20
+READY_S_MAX = 60
 COMMAND_S_MAX = 200
 
 

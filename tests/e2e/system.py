@@ -107,7 +107,7 @@ def first_difference(one: Path, other: Path) -> int | None:
             at += len(a)
 
 
-def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
     """Ask again until it holds."""
     ends_s = time.monotonic() + timeout_s
     while not holds():

@@ -154,7 +154,7 @@ def test_a_paused_source_may_change(rig: AgentRig, volume: str, source: Path) ->
     rig.assert_equal(volume)
 
 
-def until(true, timeout_s: float = 30.0) -> None:
+def until(true, timeout_s: float = 90.0) -> None:
     end_s = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < end_s, "it never happened"

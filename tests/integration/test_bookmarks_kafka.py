@@ -49,7 +49,7 @@ class Bench:
             told |= {"group": "g", "members": f"{self.a},{self.b}"}
         return self.rig.ask(self.a, "bookmark", **told)
 
-    def answer(self, request: str, timeout_s: float = 40.0) -> Answer:
+    def answer(self, request: str, timeout_s: float = 90.0) -> Answer:
         """Return the final answer."""
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:

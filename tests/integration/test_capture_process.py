@@ -126,7 +126,7 @@ class Host:
             self.capture = None
         assert not self.failure, self.failure
 
-    def until(self, true: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    def until(self, true: Callable[[], bool], timeout_s: float = 60.0) -> None:
         end_s = time.monotonic() + timeout_s
         while time.monotonic() < end_s:
             assert not self.failure, self.failure

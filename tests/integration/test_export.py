@@ -20,7 +20,7 @@ from tests.history_maker import damage
 from tests.recovery_bench import SIZE_BYTES, RecoveryBench, busy_history
 from tests.tools import need
 
-READY_S_MAX = 30
+READY_S_MAX = 60
 
 
 class Exported:

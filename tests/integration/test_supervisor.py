@@ -20,7 +20,7 @@ import pytest
 from hostoffload import layout, local_state
 from hostoffload.process import start_ticks
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 DRIVER = """
 import json, os, sys

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from aiokafka.errors import KafkaConnectionError
+from faust.types import TP
 
 from cx_consumers.app import FaustIntake, _ConsumerThread
 from cx_consumers.intake import Intake
@@ -44,3 +47,43 @@ def test_a_consumer_thread_that_ends_says_so_in_one_line(caplog: pytest.LogCaptu
     (record,) = caplog.records
     assert record.getMessage() == "consumer_ended" and "nobody there" in record.fields["error"]
     assert capfd.readouterr().err == ""
+
+
+class _TornAway:
+    """A consumer that a rebalance took the partition from, as aiokafka answers then."""
+
+    in_transaction = False
+
+    def assignment(self) -> frozenset[object]:
+        return frozenset()
+
+    def highwater(self, partition: object) -> int:
+        raise AssertionError("Partition is not assigned")
+
+
+def test_a_partition_that_goes_while_its_messages_are_handed_out_does_not_end_the_worker() -> None:
+    thread = _ConsumerThread.__new__(_ConsumerThread)
+    thread.consumer = thread._consumer = _TornAway()
+    assert thread.highwater(TP("ho.v.writes", 0)) == 0
+
+
+_STUCK = """
+import asyncio, sys, threading, time
+from pathlib import Path
+from cx_consumers import app
+from stream.config import load
+worker = app.Worker.__new__(app.Worker)
+worker._failure = None
+app.STOP_S_MAX = 0.2
+worker._declared = worker._volumes = type("Nothing", (), {"stop": lambda *_: None})()
+worker._asks = worker._volumes
+worker._stopping = threading.Event()
+worker._faust = None
+threading.Thread(target=time.sleep, args=(600,)).start()
+asyncio.run(worker._stop())
+"""
+
+
+def test_a_worker_whose_foreign_thread_never_ends_ends_all_the_same() -> None:
+    told = subprocess.run([sys.executable, "-c", _STUCK], capture_output=True, timeout=30, check=False)
+    assert told.returncode == 0, told.stderr
