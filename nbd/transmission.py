@@ -24,6 +24,7 @@ from nbd.device import BlockDevice, Session
 from nbd.errors import ProtocolError, attempt, wire_errno
 from nbd.flusher import Flusher
 from nbd.outbox import DATA_BYTES_MAX, Outbox
+from nbd.placement import Placement, place
 from nbd.reads import Reads
 
 MOVED_BYTES_MAX = 32 << 10
@@ -59,6 +60,7 @@ class Transmission:
         self._outbox = Outbox(sock, structured=terms.structured, requests_max=self._receive_bytes_max // HEADER_BYTES)
         self._reads = Reads(session, self._outbox)
         self._flusher = Flusher(session.flush, self._outbox)
+        self._placement = Placement(self._receive_bytes_max)
         self._gauge = Gauge(crowd)
         self._apart = Apart(crowd)
         self._concurrent = getattr(session, "concurrent", False)
@@ -72,21 +74,24 @@ class Transmission:
     def run(self) -> None:
         """Serve until the client ends the connection. Raises ProtocolError, or OSError if the socket fails."""
         lane, apart, send, receive = self._lane, self._apart, self._outbox.send, self._sock.recv_into
-        chunk, most = lane.chunk, self._receive_bytes_max
-        start = end = lane.tail
+        chunk, most, placement = lane.chunk, self._receive_bytes_max, self._placement
+        start = end = place(lane.tail)
         while True:
-            got = receive(chunk[end : end + most])
-            if not got:
+            if placement.length_bytes:
+                received = placement.receive(self._sock, chunk, start, end)
+            else:
+                got = receive(chunk[end : end + most])
+                received = end + got if got else 0
+            if not received:
                 if start != end:
                     raise ProtocolError("the client went away inside a request")
                 return
-            end += got
-            start = self._serve_batch(chunk, start, end)
+            start, end = self._serve_batch(chunk, start, received)
             send()
             if self.over:
                 return
             if start == end and not apart.in_flight:
-                start = end = lane.tail
+                start = end = place(lane.tail)
             if start != end or len(chunk) - end < ROOM_BYTES_MIN:
                 chunk, start, end = self._make_room(chunk, start, end)
             if self._discard_bytes:
@@ -97,8 +102,8 @@ class Transmission:
         self._apart.close()
         self._flusher.close()
 
-    def _serve_batch(self, chunk: memoryview, start: int, end: int) -> int:
-        """Serve what was received: in line, or apart if that was seen to be slow. Return where the first incomplete request begins."""
+    def _serve_batch(self, chunk: memoryview, start: int, end: int) -> tuple[int, int]:
+        """Serve what was received: in line, or apart if that was seen to be slow. Return the part of the chunk that is left unserved."""
         gauge, apart, reads, began = self._gauge, self._apart, self._reads, perf_counter()
         if gauge.slow and self._concurrent_reads and self._is_crowded(chunk, start, end) and apart.available():
             self._handing_over = not gauge.probe_due(began)
@@ -106,40 +111,45 @@ class Transmission:
             self._handing_over = False
         self._requests = 0
         waits = count_waits() if gauge.suspect else 0
-        stop = self._serve(chunk, start, end)
+        stop, end = self._serve(chunk, start, end)
         if reads.misses:
             reads.finish()
         if not self._handing_over and self._requests:
             now = perf_counter()
             waits = count_waits() - waits if gauge.suspect else 0
             gauge.note(now - began, self._requests, stop - start + self._outbox.fill, now, waits)
-        return stop
+        return stop, end
 
     def _is_crowded(self, chunk: memoryview, start: int, end: int) -> bool:
         """Whether there is more than one request to serve, so that a hand-over pays."""
         if self._apart.in_flight:
             return True
         _, _, command, _, _, length_bytes = _unpack(chunk, start) if end - start >= HEADER_BYTES else (0,) * 6
-        return end - start > HEADER_BYTES + (length_bytes if command == wire.CMD_WRITE else 0)
+        stop = start + HEADER_BYTES + (length_bytes if command == wire.CMD_WRITE else 0)
+        return end > (place(stop) if self._placement.length_bytes else stop)
 
-    def _serve(self, chunk: memoryview, at: int, end: int) -> int:
-        """Serve all whole requests in `chunk[at:end]`; return where the first incomplete one begins."""
+    def _serve(self, chunk: memoryview, at: int, end: int) -> tuple[int, int]:
+        """Serve all whole requests in `chunk[at:end]`; return where the first incomplete one begins, and where that ends."""
         terms, size_bytes, reply = self._terms, self._device.size_bytes, self._outbox.add_simple
         begin, write, handing_over = at, self._session.write, self._handing_over and self._concurrent
         unanswered, answer_every = 0, self._gauge.answer_every
+        foretold, command, length_bytes = self._placement.length_bytes, -1, 0
         while end - at >= HEADER_BYTES:
             magic, flags, command, cookie, offset_bytes, length_bytes = _unpack(chunk, at)
             if magic != wire.REQUEST_MAGIC:
                 raise ProtocolError("a request does not begin with its magic number", got=hex(magic))
             error = _refusal(terms, size_bytes, command, flags, offset_bytes, length_bytes)
             body = at + HEADER_BYTES
+            if foretold and (length_bytes != foretold or command != wire.CMD_WRITE or error):
+                end, foretold = self._placement.close(chunk, at, end), 0
             if command == wire.CMD_WRITE and not error:
                 stop = body + length_bytes
                 if stop > end:
                     break
+                following = place(stop) if foretold else stop
                 if flags or handing_over:
                     job = partial(write, offset_bytes, chunk[body:stop], length_bytes)
-                    self._change(job, flags, cookie, at == begin and stop == end)
+                    self._change(job, flags, cookie, at == begin and following == end)
                 else:
                     try:
                         write(offset_bytes, chunk[body:stop], length_bytes, False)
@@ -150,22 +160,21 @@ class Transmission:
                     if unanswered == answer_every:
                         self._outbox.send()
                         unanswered = 0
-                at = stop
+                at = following
             elif error:
                 at = self._refuse(command, cookie, length_bytes, error, body, end)
-                if self.over:
-                    break
             else:
                 self._serve_other(command, flags, cookie, offset_bytes, length_bytes, at == begin and body == end)
                 at = body
             self._requests += 1
-        return at
+        self._placement.saw(command, length_bytes)
+        return at, end
 
     def _refuse(self, command: int, cookie: int, length_bytes: int, error: int, body: int, end: int) -> int:
-        """Answer a request that is not served; return where the next one begins in what was received."""
+        """Answer a request that is not served; return where the next one begins in what was received, its end if there is none."""
         if command == wire.CMD_DISC:
             self.over = True
-            return body
+            return end
         self._outbox.add_error(command, cookie, error)
         if command != wire.CMD_WRITE:
             return body
@@ -250,14 +259,14 @@ class Transmission:
             return chunk, start, end
         self._apart.drain()
         if start == end and len(chunk) - lane.tail >= ROOM_BYTES_MIN:
-            return chunk, lane.tail, lane.tail
+            return chunk, place(lane.tail), place(lane.tail)
         if length_bytes < MOVED_BYTES_MAX:
             lane.turn(chunk[start:end])
             return lane.chunk, lane.tail, lane.tail + end - start
         self._write_long(chunk, start, end)
         if len(lane.chunk) - lane.tail < ROOM_BYTES_MIN:
             lane.turn(lane.chunk[:0])
-        return lane.chunk, lane.tail, lane.tail
+        return lane.chunk, place(lane.tail), place(lane.tail)
 
     def _write_long(self, chunk: memoryview, start: int, end: int) -> None:
         """Receive the rest of a write into reserved chunks, then serve it: a payload is never moved, however long."""
