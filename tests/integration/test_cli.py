@@ -27,7 +27,7 @@ from tests.kafka_fixture import local_broker
 
 pytestmark = [pytest.mark.kafka]
 WAIT_S = 60.0
-STATUS_S_MAX = 2.0
+STATUS_S_MAX = 5.0
 SIZE_BYTES = 8 << 20
 KINDS = ["supervisor", "capture", "publisher", "cx", "target", "broker"]
 
@@ -172,7 +172,7 @@ def test_status_answers_quickly_with_the_broker_frozen(up: Machine) -> None:
         assert told["broker"]["pid"] == broker
         began = time.monotonic()
         refused = up.run("volume", "list", code=3)
-        assert refused.stderr.startswith("error: Kafka does not answer") and time.monotonic() - began < 5
+        assert refused.stderr.startswith("error: Kafka does not answer") and time.monotonic() - began < 15
     finally:
         os.kill(broker, signal.SIGCONT)
 

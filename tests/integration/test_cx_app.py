@@ -82,7 +82,7 @@ def test_journal_holds_what_was_published(cx: Stage, kafka: Kafka) -> None:
         wait_until(lambda agent=agent: worker.facts(agent.volume)["persisted"] == worker.facts(agent.volume)["position"], "persisted")
     began_s = time.monotonic()
     assert worker.stop() == 0
-    assert time.monotonic() - began_s < 5.0
+    assert time.monotonic() - began_s < 8.0
     assert "Traceback" not in worker.log()
 
 
@@ -321,4 +321,4 @@ def test_broker_that_is_killed_and_comes_back_loses_nothing(own_broker: OwnBroke
         began_s = time.monotonic()
         own_broker.kill()
         assert worker.stop() == 0
-        assert time.monotonic() - began_s < 8.0
+        assert time.monotonic() - began_s < 10.0
