@@ -151,6 +151,7 @@ class Supervisor:
         for ward in self._wards:
             ward.held = self._hold_path(ward.spec.name).exists()
             if ward.handle is None and not ward.held and now_s >= ward.start_at_s:
+                ward.leaves_by_s = None
                 self._start(ward)
 
     def _start(self, ward: Ward) -> None:

@@ -125,6 +125,8 @@ def _serve(context: Context, one: Declared, *, say: Callable[[HostoffloadError],
         raise
     with Export(point, layout.export_socket(context.state_dir, one.id), overlay, say) as export:
         export.start()
+        if exports.find(context.state_dir, one.id) is None:
+            return  # it was stopped before it was ready
         one = exports.settle(context.state_dir, one, str(point.position))
         exports.tell_running(context.state_dir, one, export.uri, str(point.position), point.capture_time_ns, time.time())
         _say_what(context, point)
@@ -230,15 +232,17 @@ def _stop(context: Context, options: argparse.Namespace) -> int:
     if bool(options.ids) == options.all:
         raise ConfigError("Which exports?", hint="hostoffload export stop ID..., or --all; see `hostoffload export list`.")
     known = {one.declared.id for one in exports.listed(context.state_dir)}
-    ids = sorted(known) if options.all else options.ids
+    known |= {one.id for one in exports.declared(context.state_dir)}  # that are not ready yet, or never will be
+    ids, stopped = sorted(known) if options.all else options.ids, []
     for export in ids:
         if export not in known and exports.find(context.state_dir, export) is None:
             context.say(f"There is no export {export}")
             continue
         _end(context, export)
+        stopped.append(export)
         context.say(f"{export} has ended")
-    context.answer({"stopped": [one for one in ids if one in known]}, "")
-    return 0 if all(one in known for one in ids) else 1
+    context.answer({"stopped": stopped}, "")
+    return 0 if stopped == ids else 1
 
 
 def _end(context: Context, export: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from history.reader import list_segments
 from history.store import open_store
+from hostoffload import exports, layout
 from nbd.client import Client
 from tests.history_maker import damage
 from tests.recovery_bench import SIZE_BYTES, RecoveryBench, busy_history
@@ -188,3 +189,32 @@ def test_a_damaged_block_is_an_error_of_the_read_that_needs_it(tmp_path: Path) -
     told = exported.end()
     assert str(first) in told or "does not match" in told
     assert "nearest good points" in told or "No other point" in told
+
+
+def test_an_export_that_is_not_ready_yet_can_be_stopped(bench: RecoveryBench, state: Path) -> None:
+    layout.make(state)
+    one = exports.declare(state, exports.Declared("", "v1", "latest", None, False, None, detached=True))
+    assert json.loads(command(state, "export", "stop", "--all", "--json").stdout)["stopped"] == [one.id]
+    assert exports.find(state, one.id) is None
+    one = exports.declare(state, exports.Declared("", "v1", "latest", None, False, None, detached=True))
+    assert json.loads(command(state, "export", "stop", one.id, "--json").stdout)["stopped"] == [one.id]
+    assert "no export" in command(state, "export", "stop", one.id, code=1).stderr
+
+
+_OPENED = """
+import sys
+from pathlib import Path
+from hostoffload.cli import export
+from hostoffload.context import Context
+from hostoffload.exports import Declared
+ready = []
+one = Declared("v1-9", "v1", "latest", None, False, None, True)
+export._serve(Context(Path(sys.argv[1])), one, say=print, ready=ready.append)
+sys.exit(1 if ready else 0)
+"""
+
+
+def test_an_export_that_was_stopped_while_it_opened_does_not_serve(bench: RecoveryBench, state: Path) -> None:
+    layout.make(state)
+    done = subprocess.run([sys.executable, "-c", _OPENED, str(state)], capture_output=True, text=True, timeout=READY_S_MAX, check=False)
+    assert done.returncode == 0, done.stderr
