@@ -117,7 +117,7 @@ class BookmarkDesk:
     def _durable(self, volume: str, position: Position, entries: Mapping[str, Entry]) -> bool | None:
         """Tell whether Kafka has a position; None: not yet, False: it never will, because the memory that held it is lost."""
         claim, ring = entries.get(f"epoch/{volume}"), self._find(volume)
-        if isinstance(claim, EpochClaim) and claim.epoch > position.epoch:
+        if isinstance(claim, EpochClaim) and claim.is_won and claim.epoch > position.epoch:
             return claim.first_sequence > position.sequence  # the claimant went on behind the log's end
         if ring is None or ring.words[layout.W_EPOCH] != position.epoch:
             return None

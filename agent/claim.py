@@ -1,7 +1,8 @@
 """Claiming an epoch, and finding one's own place in the log again (design rules 18 and 20).
 
 Used by a publication's Kafka thread. A claim appends an `epoch_start` with a random incarnation and reads back what lies
-before it: the first `epoch_start` of a number in log order wins. `recount` reads the log after the last counted
+before it: the first `epoch_start` of a number in log order wins. What is claimed is announced in `ho.control` first, so that no number
+is given twice, whatever becomes of the log. `recount` reads the log after the last counted
 acknowledgement, counts what is ours, and learns of a newer epoch. `is_counted` and `find_epoch_start` see to it that this is still the
 same log: one that lost its end and was written to since may hide a newer epoch below the place where reading would go on.
 """
@@ -19,6 +20,7 @@ from agent.ring import VolumeRing
 from stream.codec import decode_writes, encode_writes
 from stream.config import KafkaConfig
 from stream.consumer import PartitionReader, StoredMessage
+from stream.control import EpochClaim
 from stream.errors import ConfigError, FencedError, IntegrityError, RetryError
 from stream.position import ZERO, Position
 from stream.producer import QUEUE_MESSAGES_MAX, OrderedProducer
@@ -97,13 +99,15 @@ def claim(
     stop_topic_id: str,
     claimed: int,
     claimant: str,
+    announce: Callable[[EpochClaim], None],
     wanted: Callable[[], bool] = lambda: True,
 ) -> Claim:
     """Claim the next epoch of a volume and read it back.
 
     `believed_stop` is the last position of a clean stop whose source is unchanged (None: no such stop); `claimed` is the
     highest epoch that `ho.control` knows, and `claimant` whose it is: if not this agent's, or if the log has a newer one, another agent may
-    have written to the source, of which the activity log at hand knows nothing. Nothing is claimed unless it is still `wanted` after the
+    have written to the source, of which the activity log at hand knows nothing; nobody's after a claim that was announced and may never
+    have been made. `announce` makes the claim known durably before it is made. Nothing is claimed unless it is still `wanted` after the
     log was read: the claim of a ring made anew meanwhile would fence the new one's. Raises FencedError when somebody else's claim came
     first, RetryError, ConfigError when the topic is missing.
     """
@@ -113,7 +117,7 @@ def claim(
         raise ConfigError(f"Topic {topic} does not exist", hint="Declare the volume with `hostoffload volume add`.", volume=volume)
     with PartitionReader(config, topic) as reader:
         position, end, last_ns = last_position(reader)
-        first = end == 0 and claimed == 0
+        first = end == 0 and (claimed == 0 or (claimed == 1 and not claimant))
         clean = believed_stop is not None and believed_stop == position and stop_topic_id == topic_id
         epoch = max(position.epoch, claimed) + 1
         start = Position(epoch, position.sequence + 1)
@@ -129,6 +133,7 @@ def claim(
             "topic_id": topic_id,
         }
         captured_ns = max(time.time_ns(), last_ns)  # never backward, whatever became of the clock (design rule 9)
+        announce(EpochClaim(volume, epoch, incarnation, agent, topic_id, 0, time.time_ns()))
         if not wanted():
             raise RetryError(f"Nobody waits for a claim on volume {volume} any more", volume=volume)
         kafka_offset = _append(config, volume, start, incarnation, captured_ns, attributes)

@@ -75,7 +75,7 @@ class Declarations:
         return [one.volume for one in known.volumes if one.state == "active"]
 
     def newest_epoch(self, volume: str) -> int:
-        """Return the highest epoch that `ho.control` knows of the volume, 0 if none.
+        """Return the highest epoch that `ho.control` knows of the volume, claimed or about to be; 0 if none.
 
         Raises RetryError before it was read once; ConfigError when the volume is not declared for this agent: then it must not be claimed.
         """
@@ -92,9 +92,14 @@ class Declarations:
         return entry.epoch if isinstance(entry, EpochClaim) else 0
 
     def claimant(self, volume: str) -> str:
-        """Return the agent that claimed that epoch, nobody's name if there is none."""
+        """Return the agent that claimed that epoch; nobody's name if there is none, or if it was announced and not won yet."""
         entry = self._entries.get(f"epoch/{volume}")
-        return entry.agent if isinstance(entry, EpochClaim) else ""
+        return entry.agent if isinstance(entry, EpochClaim) and entry.is_won else ""
+
+    def announce(self, claim: EpochClaim) -> None:
+        """Make known durably that an epoch is about to be claimed, before its `epoch_start` can be in the log. Raises RetryError."""
+        self._untold.pop(claim.key, None)  # an older claim's
+        self._tell_now(claim)
 
     def tell(self, entry: Entry) -> None:
         """Write an entry into `ho.control` as soon as that is possible; does not wait."""

@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class Publication:
-    """Publish one volume. `acknowledged()` is called whenever Kafka has more; `claimed(EpochClaim)` after a claim."""
+    """Publish one volume. `acknowledged()` is called whenever Kafka has more; `announce(EpochClaim)` before a claim, `claimed` after it."""
 
     def __init__(
         self,
@@ -53,6 +53,7 @@ class Publication:
         pool: Pool,
         in_flight: InFlight,
         acknowledged: Callable[[], None],
+        announce: Callable[[EpochClaim], None],
         claimed: Callable[[EpochClaim], None],
         newest_claim: Callable[[str], int],
         claimant: Callable[[str], str],
@@ -69,6 +70,7 @@ class Publication:
         self._words = ring.words
         self._in_flight = in_flight
         self._acknowledged = acknowledged
+        self._announce = announce
         self._claimed = claimed
         self._newest_claim = newest_claim
         self._claimant = claimant
@@ -239,6 +241,7 @@ class Publication:
             self.ring.text("topic_id"),
             self._newest_claim(self.volume),
             self._claimant(self.volume),
+            self._announce,
             lambda: self.ring.memory.current and not self._stop.is_set(),
         )
         if self.fenced:
@@ -256,7 +259,7 @@ class Publication:
             return
         if known > epoch:
             raise fenced(self.volume, known)
-        if known < epoch:
+        if known < epoch or not self._claimant(self.volume):
             told = EpochClaim(self.volume, epoch, self._incarnation(), self._agent, self.ring.text("topic_id"), first, time.time_ns())
             self._claimed(told)
 

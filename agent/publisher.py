@@ -174,6 +174,7 @@ class Publisher:
             self._pool,
             self._in_flight,
             self._acknowledged,
+            self._declarations.announce,
             self._declarations.tell,
             self._declarations.newest_epoch,
             self._declarations.claimant,

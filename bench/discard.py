@@ -41,7 +41,7 @@ class Discarded(Publication):
             words[layout.W_HEAD] = words[layout.W_ACKED] = words[layout.W_SENT] = FIRST_SEQUENCE
             words[layout.W_CLEAN] = layout.CLEAN_PROVED
             words[layout.W_CLAIMED] = layout.CLAIM_DONE
-        super().__init__(KafkaConfig(), "bench", ring, pool, InFlight(0), _nothing, _nothing, lambda _: 0, lambda _: "bench")
+        super().__init__(KafkaConfig(), "bench", ring, pool, InFlight(0), _nothing, _nothing, _nothing, lambda _: 0, lambda _: "bench")
 
     def publish(self) -> int:
         """Take what the ring has; return the bytes that Kafka would have got."""

@@ -87,7 +87,7 @@ class Bookmark:
 
 @dataclass(frozen=True, slots=True)
 class EpochClaim:
-    """The newest epoch of a volume and who claimed it."""
+    """The newest epoch of a volume and who claimed it, or is about to: then `first_sequence` is 0."""
 
     volume: str
     epoch: int
@@ -100,6 +100,11 @@ class EpochClaim:
     @property
     def key(self) -> str:
         return f"epoch/{self.volume}"
+
+    @property
+    def is_won(self) -> bool:
+        """Tell whether its `epoch_start` is known to be the first of its number in the log."""
+        return self.first_sequence > 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,9 +185,9 @@ class Bench:
     def renew(self) -> Publication:
         """A new publisher process: only the ring is left."""
         told = self.acknowledged.append
-        known, claimant = lambda _: self.known, lambda _: self.claimant
+        claims, known, claimant = self.claims.append, lambda _: self.known, lambda _: self.claimant
         self.publication = Publication(
-            KafkaConfig(), "me", self.parts.ring, self.parts.pool, self.in_flight, lambda: told(1), self.claims.append, known, claimant
+            KafkaConfig(), "me", self.parts.ring, self.parts.pool, self.in_flight, lambda: told(1), claims, claims, known, claimant
         )
         self.open()
         return self.publication

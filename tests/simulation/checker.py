@@ -114,6 +114,7 @@ class Checker:
             raise self._wrong(watched, f"the journal goes back from {watched.journaled} to {position} at {message.offset}")
         watched.journaled = position
         watched.journaled_ever = max(watched.journaled_ever, position)
+        watched.history.journaled(position)
 
     def made_anew(self, volume: str, topic: str) -> None:
         """Hear that a topic was deleted and made again: what it held is no promise any more."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from stream.control import ControlWriter, Request
 from stream.errors import HostoffloadError
-from stream.topics import CONTROL_TOPIC, journal_topic, writes_topic
+from stream.topics import journal_topic, writes_topic
 from tests.simulation import plain
 from tests.simulation.application import stamped
 from tests.simulation.cluster import Stored
@@ -161,21 +161,14 @@ class Faults:
         self._world.group.rebalance()
 
     def retention_writes(self) -> None:
-        """Delete by age, but no claim that `ho.control` was not told yet: that takes milliseconds, a retention minutes at least."""
-        volume = self._volume()
-        claims = self._world.checker.volumes[volume].history.claims
-        if claims and self._told_epoch(volume) == claims[-1][0]:
-            self._expire(volume, writes_topic)
+        self._expire(self._volume(), writes_topic)
 
     def retention_journal(self) -> None:
         self._expire(self._volume(), journal_topic)
 
     def writes_anew(self) -> None:
-        """The operator makes the topic anew, once `ho.control` knows its newest claim: else nobody knows which epochs were."""
-        volume = self._volume()
-        claims = self._world.checker.volumes[volume].history.claims
-        if claims and self._told_epoch(volume) == claims[-1][0]:
-            self._make_anew(volume, writes_topic)
+        """The operator makes the topic anew."""
+        self._make_anew(self._volume(), writes_topic)
 
     def journal_anew(self) -> None:
         """The same for the journal. A worker that has lost the volume has nothing on the way to it any more: a reader would take it for
@@ -191,11 +184,6 @@ class Faults:
         cluster = self._world.cluster
         topic = cluster.topics[topic_of(volume)]
         cluster.expire(topic.name, self._rng.randint(topic.start, topic.end))
-
-    def _told_epoch(self, volume: str) -> int:
-        """Return the newest epoch of a volume that `ho.control` knows."""
-        told = [one.value for one in self._world.cluster.topics[CONTROL_TOPIC].messages if one.key == f"epoch/{volume}".encode()]
-        return plain.message(told[-1])[1]["epoch"] if told else 0
 
     def _make_anew(self, volume: str, topic_of: Callable[[str], str]) -> None:
         topic = self._world.cluster.topics[topic_of(volume)]

@@ -74,6 +74,7 @@ class History:
         self.mode_changes = 0
         self._newest_ns = 0
         self._made_anew = False
+        self._journaled: dict[int, int] = {}  # the last sequence of each epoch that the journal ever had
 
     # -- what happens --------------------------------------------------------------------------------------------------
 
@@ -100,6 +101,10 @@ class History:
             if known is not None and number < epoch and self.last_of(number) > known.first:
                 return known.entry(self.last_of(number)).time_ns
         return 0
+
+    def journaled(self, position: Position) -> None:
+        """Hear that the journal has everything up to a position."""
+        self._journaled[position[0]] = max(self._journaled.get(position[0], 0), position[1])
 
     def log_made_anew(self) -> None:
         """Hear that the log was deleted: a claim on the new one knows nothing of what was captured before."""
@@ -175,13 +180,17 @@ class History:
     # -- what follows --------------------------------------------------------------------------------------------------
 
     def last_of(self, epoch: int) -> int:
-        """Return the last sequence of an epoch that counts: what stands before the next claim, or all of it so far."""
+        """Return the last sequence of an epoch that counts: what stands before the next claim, or all of it so far.
+
+        What the journal has counts too, if a broker lost it from the log before the next claim.
+        """
         at = [number for number, _, _ in self.claims].index(epoch)
         mine = self.epochs[epoch]
         if at + 1 == len(self.claims):
             return mine.head
         following = self.claims[at + 1][1]
-        return following - 1 if following > mine.first else mine.logged  # a log made anew begins to count again
+        last = following - 1 if following > mine.first else mine.logged  # a log made anew begins to count again
+        return max(last, self._journaled.get(epoch, 0))
 
     def is_lost(self, position: Position) -> bool:
         """Tell whether a later claim left this position behind."""

@@ -213,6 +213,9 @@ def test_a_mark_that_the_log_had_before_a_newer_epoch_is_durable(desk: Desk) -> 
     desk.ring("a", acked=7, epoch=2)
     desk.look()
     assert desk.answer().attributes["durable"] == "false"  # the claim is not known yet
+    desk.put(EpochClaim("a", 2, b"", "me", "topic", 0, 0))
+    desk.look()
+    assert desk.answer().attributes["durable"] == "false"  # nor is it won yet
     desk.put(EpochClaim("a", 2, b"", "me", "topic", 6, 0))
     desk.look()
     assert desk.answer().attributes["durable"] == "true"

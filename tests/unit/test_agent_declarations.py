@@ -284,6 +284,14 @@ class TestClaims:
         assert bench.declarations.claimant("v") == "you"
         assert bench.declarations.claimant("unheard-of") == ""
 
+    def test_count_from_their_announcement_on_and_are_nobody_s_until_won(self, bench: Bench) -> None:
+        bench.follow()
+        bench.declarations.tell(EpochClaim("v", 2, b"12345678", "me", "id", 5, 0))
+        bench.declarations.announce(EpochClaim("v", 3, b"12345678", "me", "id", 0, 0))
+        bench.follow()
+        assert (bench.declarations.newest_epoch("v"), bench.declarations.claimant("v")) == (3, "")
+        assert bench.control.entries["epoch/v"].epoch == 3, "an older claim that was not told yet must not cover it"
+
     @pytest.mark.parametrize(("agent", "state"), [("you", "active"), ("me", "removed")])
     def test_are_not_made_for_a_volume_of_another_agent(self, bench: Bench, agent: str, state: str) -> None:
         """A host that boots with what it last knew must not take back what another host has been given since."""

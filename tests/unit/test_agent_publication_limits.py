@@ -12,6 +12,7 @@ from agent import ring as layout
 from agent.claim import headers
 from stream.codec import decode_writes, encode_writes
 from stream.config import KafkaConfig
+from stream.control import EpochClaim
 from stream.errors import FencedError, RetryError
 from stream.position import ZERO, Position
 from stream.record import Batch, Kind
@@ -151,7 +152,12 @@ class TestClaim:
     def claim(
         self, kafka: FakeKafka, *, stop: Position | None = None, topic_id: str = "", known: int = 0, claimant: str = "me"
     ) -> claim_module.Claim:
-        return claim_module.claim(KafkaConfig(), "v", "me", 1 << 20, stop, topic_id, known, claimant)
+        self.announced: list[tuple[EpochClaim, int]] = []
+
+        def announce(claim: EpochClaim) -> None:
+            self.announced.append((claim, len(kafka.messages)))
+
+        return claim_module.claim(KafkaConfig(), "v", "me", 1 << 20, stop, topic_id, known, claimant, announce)
 
     def test_an_empty_log_begins_with_epoch_one(self, kafka: FakeKafka) -> None:
         won = self.claim(kafka)
@@ -159,6 +165,32 @@ class TestClaim:
         batch, incarnation = decode_writes(kafka.messages[0].value)
         assert incarnation == won.incarnation
         assert batch.marks[0]["first"] == "true"
+
+    def test_is_announced_before_it_is_in_the_log(self, kafka: FakeKafka) -> None:
+        """Else its number is given again when the log is deleted before anybody else knows of it, and order drops what follows."""
+        foreign(kafka, 3, 41, OTHER, start=True)
+        won = self.claim(kafka)
+        ((announced, messages),) = self.announced
+        assert (announced.epoch, announced.incarnation, announced.agent, announced.is_won) == (4, won.incarnation, "me", False)
+        assert messages == 1 and len(kafka.messages) == 2
+
+    def test_is_not_made_if_it_can_t_be_announced(self, kafka: FakeKafka) -> None:
+        def announce(_: EpochClaim) -> None:
+            raise RetryError("ho.control can't be written")
+
+        with pytest.raises(RetryError):
+            claim_module.claim(KafkaConfig(), "v", "me", 1 << 20, None, "", 0, "", announce)
+        assert kafka.messages == []
+
+    def test_a_first_claim_that_was_announced_and_never_made_is_a_first_copy_still(self, kafka: FakeKafka) -> None:
+        won = self.claim(kafka, known=1, claimant="")
+        assert (won.position, won.claimed_as) == (Position(2, 1), "first copy")
+
+    def test_after_a_claim_that_was_announced_and_never_made_the_activity_log_is_not_believed(self, kafka: FakeKafka) -> None:
+        """It may be another agent's who won, and whose entry the announcement of one who lost has covered."""
+        foreign(kafka, 3, 41, OTHER, start=True)
+        won = self.claim(kafka, known=4, claimant="")
+        assert (won.position, won.claimed_as) == (Position(5, 42), layout.CLAIMED_ELSEWHERE)
 
     def test_goes_on_after_the_last_position(self, kafka: FakeKafka) -> None:
         foreign(kafka, 3, 41, OTHER, start=True)
