@@ -80,9 +80,7 @@ def _unknown(workload: Workload, table: RetentionTable) -> list[str]:
     if workload.interval_s > 1 + 0.1:
         told.append(f"The busiest second: what was read has a figure each {span(workload.interval_s)} only.")
     if workload.ratio is None:
-        told.append(
-            "How well the data compresses: journal and store are given as if not at all. `--ratio`, or a pass-through, tells it."
-        )
+        told.append("How well the data compresses: journal and store are given as if not at all. `--ratio`, or a pass-through, tells it.")
     if workload.overwrites is None:
         told.append(f"What overwrites save: {workload.overwrites_unknown}. A trace of blkparse, or a pass-through, tells it.")
     else:

@@ -31,9 +31,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     plan = commands.add_parser(
         "plan",
         help="what protecting a volume would need, from a trace or a live watch",
-        description="Watch a volume, or read a trace of one, and say what protecting it would need: bandwidth, Kafka's disk, the store, the "
-        "buffer for an outage; and whether the config in force suffices. A block device is watched by its counters; a file, or a device with "
-        "--serve, is served over NBD meanwhile and its writes are counted. Needs no Kafka. Exit 1 if something is known not to suffice.",
+        description="Watch a volume, or read a trace of one, and say what protecting it would need: bandwidth, Kafka's disk, the store, "
+        "the buffer for an outage; and whether the config in force suffices. A block device is watched by its counters; a file, or a "
+        "device with --serve, is served over NBD meanwhile and its writes are counted. Needs no Kafka. Exit 1 if something is known "
+        "not to suffice.",
     )
     plan.add_argument("path", metavar="PATH", nargs="?", help="block device or file to watch")
     plan.add_argument("--trace", metavar="FILE", help="read the text of blkparse or iostat -x, or snapshots of /proc/diskstats")
