@@ -14,6 +14,8 @@ _OVERRUN = (
     f"the writes touched more than {PAGES_MAX * PAGE_BLOCKS * BLOCK_BYTES >> 30} GiB in pieces of {PAGE_BLOCKS * BLOCK_BYTES >> 20} MiB"
 )
 
+_IDLE = Interval(1.0, 0, 0)
+
 
 class EventCount:
     """Count writes by whole seconds from the first moment on. Times in seconds since then; one before the latest counts as that."""
@@ -52,7 +54,7 @@ class EventCount:
         counted = self._overwrites.finish(len(self._writes))
         return Workload(
             source,
-            [Interval(1.0, payload, writes) for payload, writes in zip(self._payload_bytes, self._writes, strict=True)],
+            [Interval(1.0, *one) if one[1] else _IDLE for one in zip(self._payload_bytes, self._writes, strict=True)],
             counted,
             _OVERRUN if counted is None else "",
             trimmed_bytes=self._trimmed_bytes,

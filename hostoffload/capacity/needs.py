@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 RECORD_BYTES = 20
 """Of a message for each record beside its payload, at most: kind, flags, offset, length, age (a test encodes them)."""
-MESSAGE_BYTES = 512
+MESSAGE_BYTES = 576
 """Of a message beside its records, at most: fields, checksum, Kafka headers and batch frame (the same test)."""
 INDEX_BYTES = 16
 """Of a segment for each record or extent in its index, about (`history.builder.RECORD_COST_BYTES`)."""

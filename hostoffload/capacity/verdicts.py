@@ -40,7 +40,7 @@ def verdicts(workload: Workload, config: Config, buffer: Buffer, kafka: Kafka, s
 def _buffer(config: Config, buffer: Buffer) -> Iterator[Verdict]:
     key = "agent.buffer_bytes_max"
     present = f"The present {buffer.present_bytes >> 20} MiB"
-    lasts = f"{span(buffer.bridged_s)} or longer" if buffer.bridged_all else span(buffer.bridged_s)
+    lasts = f"{span(buffer.bridged_s)}, all that was seen, or longer" if buffer.bridged_all else f"at least {span(buffer.bridged_s)}"
     if buffer.outage_s is None:
         yield Verdict(
             key, None, f"{present} keep order for {lasts} without Kafka, at the busiest that was seen; no outage is asked for (--outage)."

@@ -96,7 +96,7 @@ def _level(one: Level) -> str:
 
 def _buffer(plan: Plan) -> Iterator[str]:
     told = plan.buffer
-    lasts = f"{span(told.bridged_s)}{' or longer' if told.bridged_all else ''}"
+    lasts = f"{span(told.bridged_s)} or longer" if told.bridged_all else f"at least {span(told.bridged_s)}"
     yield f"buffer       {told.present_bytes >> 20} MiB keep order for {lasts} without Kafka, at the busiest that was seen"
     if told.needed_bytes is not None:
         most = f"in no {span(told.outage_s)} more than {size(told.payload_bytes)} in {told.writes} writes"
