@@ -56,7 +56,7 @@ def test_counters_are_looked_at_once_a_second() -> None:
 def test_a_device_that_is_not_counted_or_goes_away_is_said() -> None:
     time = Time()
     with pytest.raises(ConfigError, match="counts nothing for device 8:1"):
-        watch_counters((8, 1), 3, time, read=lambda: [], clock=time)  # type: ignore[arg-type]
+        watch_counters((8, 1), 3, time, read=list, clock=time)  # type: ignore[arg-type]
     answers = iter([[diskstats(0, 0)], []])
     with pytest.raises(RetryError, match="sdx1 went away"):
         watch_counters((8, 1), 3, time, read=lambda: next(answers), clock=time)  # type: ignore[arg-type]
