@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from hostoffload.capacity.pass_through import SAMPLE_BYTES_MAX, PassThrough, Ratio
 from hostoffload.capacity.watch import watch_counters
+from nbd.blockfile import BlockFile
 from nbd.client import Client
 from nbd.exports import ExportTable
 from nbd.listen import listen_unix
@@ -19,6 +21,11 @@ from nbd.uri import format_uri
 from stream.errors import ConfigError, RetryError
 
 MIB = 1 << 20
+SOCKET = Path("/tmp") / f"ho-plan-{os.getpid()}.sock"
+
+
+def client_uri() -> str:
+    return format_uri("", str(SOCKET))
 
 
 class Time:
@@ -73,11 +80,11 @@ def served(tmp_path: Path) -> Iterator[tuple[PassThrough, Client, Time]]:
         file.truncate(4 * MIB)
     time = Time()
     device = PassThrough(str(source), (1, 2), ("snappy", "zstd"), clock=time)
-    path = Path("/tmp") / f"ho-plan-{os.getpid()}.sock"
+    path = SOCKET
     listener = listen_unix(path)
     server = Server(ExportTable({"": device}), [listener])
     server.start()
-    with Client(format_uri("", str(path))) as client:
+    with Client(client_uri()) as client:
         yield device, client, time
     assert server.stop()
     listener.close()
@@ -106,6 +113,23 @@ def test_a_pass_through_counts_what_clients_write(served: tuple[PassThrough, Cli
     short, long = seen.overwrites or ()
     assert (short.windows, short.unique_bytes) == (2, 4096 + MIB) and (long.windows, long.unique_bytes) == (1, 4096 + MIB)
     assert seen.ratio is not None and 1.0 <= seen.ratio < 1.1 and seen.fold_ratio is not None
+
+
+def test_what_fails_is_not_counted(served: tuple[PassThrough, Client, Time], monkeypatch: pytest.MonkeyPatch) -> None:
+    device, client, time = served
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    client.write(0, bytes(512))
+    for name in ("write", "zero", "trim"):
+        monkeypatch.setattr(BlockFile, name, fail)
+    with Client(client_uri()) as other:
+        for act in (lambda: other.write(0, bytes(512)), lambda: other.zero(0, 512), lambda: other.trim(0, 512)):
+            with pytest.raises(OSError):
+                act()
+    seen = device.watch("test", 1, time)  # type: ignore[arg-type]
+    assert (seen.writes, seen.trimmed_bytes) == (1, 0)
 
 
 def test_the_bytes_go_through_unchanged(served: tuple[PassThrough, Client, Time], tmp_path: Path) -> None:
