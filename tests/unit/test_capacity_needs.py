@@ -96,6 +96,12 @@ def test_without_extents_and_a_ratio_all_is_a_bound() -> None:
     assert told.levels[1].why == "overwrites are not known: as if there were none"
 
 
+def test_a_span_that_was_not_counted_is_bounded_by_shorter_windows_alone() -> None:
+    seen = replace(STEADY, overwrites=(Overwrite(60, 10, 10**8, 10 * 40_960), Overwrite(600, 1, 10**8, 10**8)), fold_ratio=1.0)
+    told = needs.store(seen, Config(), parse_table("any write 1 h, 5 min for 1 d"))
+    assert told.levels[1].each_bytes == pytest.approx(5 * (40_960 + 160)) and told.levels[1].at_most
+
+
 def test_a_level_that_is_kept_for_ever_has_no_sum() -> None:
     told = needs.store(replace(STEADY, size_bytes=GIB), Config(), parse_table("any write 1 h, 5 min for ever"))
     assert told.levels[1].bytes is None and told.full_bytes is None and told.growth_bytes_per_day is not None

@@ -183,6 +183,14 @@ def test_counters_that_went_back_are_a_bad_line() -> None:
     assert [one.writes for one in trace.workload.intervals] == [10, 0, 1]
 
 
+@pytest.mark.parametrize("back", ["9 0 80 0 0 0 0 0 0 16", "10 0 72 0 0 0 0 0 0 16", "10 0 80 0 0 0 0 0 0 8"])
+def test_a_single_counter_that_went_back_is_one_too(back: str) -> None:
+    snapshot = "   8 0 sda 0 0 0 0 {} 0 0".format
+    lines = [snapshot("5 0 40 0 0 0 0 0 0 0"), snapshot("10 0 80 0 0 0 0 0 0 16"), snapshot(back)]
+    trace = read("\n".join(lines), interval_s=1)
+    assert trace.bad_lines == 1 and trace.workload.writes == 5
+
+
 def test_one_snapshot_is_no_interval() -> None:
     assert "one snapshot alone" in refused("   8 0 sda 100 0 800 5 1000 2 80000 50 0 60 55\n").sentence
 
