@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import signal
 import stat
 import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +40,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     plan.add_argument("path", metavar="PATH", nargs="?", help="block device or file to watch")
     plan.add_argument("--trace", metavar="FILE", help="read the text of blkparse or iostat -x, or snapshots of /proc/diskstats")
-    plan.add_argument("--for", dest="seconds", metavar="TIME", type=_seconds, default=WATCH_S, help="watch for so long (default: 60s)")
+    plan.add_argument("--for", dest="seconds", metavar="TIME", type=_watched, default=WATCH_S, help="watch for so long (default: 60s)")
     plan.add_argument("--serve", action="store_true", help="serve a block device over NBD too, instead of reading its counters")
     plan.add_argument("--socket", metavar="PATH", help="serve at this unix socket (default: one in a folder of its own)")
     plan.add_argument("--outage", metavar="TIME", type=_seconds, help="an outage of Kafka that the buffer is to bridge: 60s, 5m, 1h")
@@ -106,15 +108,25 @@ def _watch(context: Context, options: argparse.Namespace, config: Config) -> Wor
         found = Path(path).stat()
     except OSError as error:
         raise ConfigError(f"{path} can't be used: {error.strerror}", hint="Name a block device or a regular file.") from error
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    if not stat.S_ISBLK(found.st_mode) or options.serve:
-        return _serve(context, options, config, stop)
-    from hostoffload.capacity.watch import watch_counters
+    with _interruptible() as stop:
+        if not stat.S_ISBLK(found.st_mode) or options.serve:
+            return _serve(context, options, config, stop)
+        from hostoffload.capacity.watch import watch_counters
 
-    context.say(f"watching the counters of {path} for {options.seconds} s; interrupt to end it sooner")
-    return watch_counters((os.major(found.st_rdev), os.minor(found.st_rdev)), options.seconds, stop, size_bytes=_size(path))
+        context.say(f"watching the counters of {path} for {options.seconds} s; interrupt to end it sooner")
+        return watch_counters((os.major(found.st_rdev), os.minor(found.st_rdev)), options.seconds, stop, size_bytes=_size(path))
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Give an event that SIGINT and SIGTERM set: a watch that is ended plans for what it saw."""
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _serve(context: Context, options: argparse.Namespace, config: Config, stop: threading.Event) -> Workload:
@@ -127,23 +139,21 @@ def _serve(context: Context, options: argparse.Namespace, config: Config, stop: 
     from nbd.server import Server
     from nbd.uri import format_uri
 
-    source = Source(options.path)
-    device = PassThrough(options.path, windows_s(config), (config.cx.codec, config.history.codec))
-    with tempfile.TemporaryDirectory(prefix="hostoffload-plan-") as folder:
-        path = Path(options.socket or Path(folder) / "nbd.sock")
-        listener = listen_unix(path)
+    with contextlib.ExitStack() as stack:
+        source = Source(options.path)
+        stack.callback(source.close)
+        device = PassThrough(options.path, windows_s(config), (config.cx.codec, config.history.codec))
+        stack.callback(device.close)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hostoffload-plan-"))
+        path = Path(options.socket or Path(folder) / "nbd.sock").absolute()
+        listener = stack.enter_context(listen_unix(path))
+        stack.callback(path.unlink, missing_ok=True)
         server = Server(ExportTable({"": device}), [listener])
-        try:
-            server.start()
-            context.say(f"serving {options.path} for {options.seconds} s; interrupt to end it sooner; use it at:")
-            context.say(format_uri("", str(path)))
-            return device.watch(f"NBD pass-through of {options.path}", options.seconds, stop)
-        finally:
-            server.stop()
-            listener.close()
-            path.unlink(missing_ok=True)
-            device.close()
-            source.close()
+        server.start()
+        stack.callback(server.stop)
+        context.say(f"serving {options.path} for {options.seconds} s; interrupt to end it sooner; use it at:")
+        context.say(format_uri("", str(path)))
+        return device.watch(f"NBD pass-through of {options.path}", options.seconds, stop)
 
 
 def _size(path: str) -> int | None:
@@ -165,6 +175,14 @@ def _seconds(text: str) -> int:
     if match is None or not int(match[1]):
         raise argparse.ArgumentTypeError(f"{text!r} is no time: 60s, 5m, 1h or 1d, at least a second")
     return int(match[1]) * _TIMES_S[match[2] or ""]
+
+
+def _watched(text: str) -> int:
+    from hostoffload.capacity.events import SECONDS_MAX
+
+    if (seconds := _seconds(text)) > SECONDS_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is longer than {SECONDS_MAX // 86_400} days")
+    return seconds
 
 
 def _bytes(text: str) -> int:

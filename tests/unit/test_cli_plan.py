@@ -93,6 +93,7 @@ def test_bad_lines_go_to_stderr(trace: str, capsys: pytest.CaptureFixture[str]) 
         (["x", "--trace", "y"], "What is to be planned for?"),
         (["x", "--outage", "soon"], "'soon' is no time"),
         (["x", "--for", "0s"], "'0s' is no time"),
+        (["x", "--for", "32d"], "'32d' is longer than 31 days"),
         (["x", "--size", "big"], "'big' is no size"),
         (["x", "--ratio", "0.5"], "'0.5' is no ratio"),
     ],
@@ -104,6 +105,15 @@ def test_a_mistake_is_one_sentence_and_a_hint(arguments: list[str], told: str, c
     lines = err.splitlines()
     assert out == "" and [line.split(":")[0] for line in lines] == ["error", "hint"], err
     assert told in lines[0]
+
+
+def test_signals_are_as_before_after_a_watch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    source = tmp_path / "source"
+    source.write_bytes(bytes(4096))
+    told = facts([str(source), "--for", "1s"], capsys)
+    assert told["workload"]["writes"] == 0 and told["workload"]["ratio"] is None and told["workload"]["size_bytes"] == 4096
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def started(path: str, *options: str) -> subprocess.Popen[str]:
