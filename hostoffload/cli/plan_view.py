@@ -39,7 +39,7 @@ def _workload(plan: Plan) -> Iterator[str]:
 
 def _bandwidth(plan: Plan) -> Iterator[str]:
     told = plan.bandwidth
-    yield f"bandwidth    mean {rate(told.mean)}, p95 of {span(told.interval_s)} {rate(told.p95)}"
+    yield f"bandwidth    mean {rate(told.mean)}, p95 {rate(told.p95)} (of intervals of {span(told.interval_s)})"
     yield f"             busiest second {rate(told.peak_1s)}, busiest 10 s {rate(told.peak_10s)}"
 
 
