@@ -87,8 +87,11 @@ def declared_file(state_dir: Path) -> Path:
 
 
 def socket_dir(state_dir: Path) -> Path:
-    """Return the folder of the unix sockets: `run/`, or one in /tmp if a socket's path there would be too long for the kernel."""
-    inside = run_dir(state_dir.resolve())
+    """Return the folder of the unix sockets: `run/`, or one in /tmp if a socket's path there would be too long for the kernel.
+
+    `run/` may be a link to a folder elsewhere, as /run/hostoffload of the systemd units: only the owner can have made it.
+    """
+    inside = run_dir(state_dir).resolve()
     if len(os.fsencode(inside)) + 1 + SOCKET_NAME_BYTES_MAX <= SOCKET_PATH_BYTES_MAX:
         return inside
     return Path(f"/tmp/hostoffload-{os.getuid()}-{state_hash(state_dir)}")

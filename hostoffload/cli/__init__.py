@@ -43,6 +43,7 @@ COMMANDS = (
     "replay",
     "drill",
     "check",
+    "plan",
     "demo",
     "config",
     "supervise",

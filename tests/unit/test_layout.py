@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,18 @@ def test_a_short_state_folder_has_its_sockets_inside(tmp_path: Path) -> None:
     state = Path("/srv/ho")
     assert layout.socket_dir(state) == state / "run"
     assert layout.nbd_socket(state) == state / "run" / "nbd.sock"
+
+
+def test_the_run_folder_may_be_a_link_to_a_private_folder(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    with tempfile.TemporaryDirectory(prefix="ho-run-") as folder:  # short, or its sockets would be elsewhere
+        (state / "run").symlink_to(folder)
+        layout.make(state)
+        assert layout.nbd_socket(state) == Path(folder) / "nbd.sock"
+        Path(folder).chmod(0o755)
+        with pytest.raises(ConfigError, match="not private"):
+            layout.make(state)
 
 
 def test_a_long_state_folder_has_its_sockets_where_the_kernel_can_bind_them(tmp_path: Path) -> None:
