@@ -55,6 +55,13 @@ def test_nothing_is_left_unfinished() -> None:
     assert found == []
 
 
+def test_no_merge_is_left_in_the_middle() -> None:
+    marks = re.compile(r"^(<{7} |={7}$|>{7} )", re.MULTILINE)
+    kinds = ("*.py", "*.md", "*.toml", "*.yaml", "*.json", "*.avsc")
+    pages = [path for kind in kinds for path in ROOT.rglob(kind) if ".venv" not in path.parts]
+    assert [str(path.relative_to(ROOT)) for path in pages if marks.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_what_a_test_lacks_is_said_in_one_place() -> None:
     """So that nothing can skip in CI: `tests.tools` fails there."""
     skips = re.compile(r"pytest\.sk" r"ip\(|skip" r"if|x" r"fail|import" r"orskip|unittest\.sk" r"ip")  # in halves, as above
