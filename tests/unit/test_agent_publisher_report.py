@@ -60,7 +60,7 @@ class Reported:
         self.words[layout.W_MODE] = Mode.DATA
         self.clocks = Clocks(patch)
         self.declarations = FakeDeclarations()
-        patch.setattr(PublisherReport, "_follow_targets", lambda _: None)
+        patch.setattr(PublisherReport, "_follow_others", lambda _: None)
         self.folder = folder
         self.report = PublisherReport(Config(), folder, "me", self.declarations, self.bench.in_flight)
 
