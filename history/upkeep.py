@@ -68,8 +68,8 @@ class Upkeep:
     def run_once(self) -> None:
         """Do all that is due now.
 
-        `different` then holds what was found to differ from the source, `reach` how far back it goes now. Raises RetryError and ConfigError as the store does, IntegrityError
-        for a segment that is damaged: nothing of it is deleted then.
+        `different` then holds what was found to differ from the source, `reach` how far back it goes now. Raises RetryError and ConfigError
+        as the store does, IntegrityError for a segment that is damaged: nothing of it is deleted then.
         """
         self._catalog.refresh()
         self.different = self._prover.prove()

@@ -46,6 +46,7 @@ COMMANDS = (
     "demo",
     "config",
     "supervise",
+    "metrics",
 )
 WRONG_USE = 2
 NOT_NOW = 3
