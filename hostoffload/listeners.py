@@ -92,6 +92,15 @@ def given_fds(environment: Mapping[str, str] = os.environ) -> tuple[int, ...]:
         return ()
 
 
+def listens(path: Path, timeout_s: float) -> bool:
+    """Tell whether anybody has this unix socket open, whether or not he answers."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client, contextlib.suppress(OSError):
+        client.settimeout(timeout_s)
+        client.connect(str(path))
+        return True
+    return False
+
+
 def answers(path: Path, timeout_s: float) -> bool:
     """Tell whether an NBD server greets at this unix socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client, contextlib.suppress(OSError):

@@ -12,6 +12,7 @@ from pathlib import Path
 from hostoffload import layout, listeners
 from hostoffload.local_state import LocalState, Supervised
 from hostoffload.services import error_file
+from hostoffload.state_lock import ROLE_AGENT
 from stream.errors import ConfigError, HostoffloadError, RetryError
 
 GREETING_S_MAX = 1.0
@@ -24,9 +25,14 @@ def lacking(state_dir: Path, local: LocalState) -> list[str]:
     if local.supervisor is None:
         return ["supervisor"]
     waiting = [one.name for one in local.supervisor.processes if one.kind not in NOT_NEEDED and not _reported(one, local)]
-    if not waiting and not listeners.answers(layout.nbd_socket(state_dir), GREETING_S_MAX):
+    if not waiting and not _serves(layout.nbd_socket(state_dir), local.supervisor.role):
         return ["NBD server"]
     return waiting
+
+
+def _serves(socket: Path, role: str) -> bool:
+    """Tell whether the NBD server greets; one of `agent run` may have its sockets from outside, where nobody here knows them."""
+    return listeners.answers(socket, GREETING_S_MAX) or (role == ROLE_AGENT and not listeners.listens(socket, GREETING_S_MAX))
 
 
 def failure(state_dir: Path, local: LocalState, restarts_before: dict[str, int]) -> HostoffloadError | None:
