@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import socket
 import threading
@@ -17,6 +19,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cx_consumers.target_facts import VolumeFacts
 from hostoffload import metrics
+from hostoffload.broker.external import ExternalBroker
+from hostoffload.broker.folder import BrokerFolder
+from hostoffload.broker.ports import free_ports
+from hostoffload.cli.service import run_service
+from hostoffload.context import Context
 from hostoffload.local_state import LocalState, Report, Supervised, SupervisorFacts
 from hostoffload.metrics import endpoint as endpoint_module
 from hostoffload.metrics import health as health_module
@@ -25,7 +32,8 @@ from hostoffload.metrics.endpoint import Endpoint
 from hostoffload.metrics.health import STUCK_S_MIN, ill, unready
 from hostoffload.metrics.scope import FRESH_S_MAX, Scope
 from hostoffload.metrics.table import METRICS, Metric
-from stream.config import Config, MetricsConfig
+from hostoffload.services import all_services
+from stream.config import Config, MetricsConfig, TargetConfig
 from stream.errors import ConfigError
 from stream.position import ZERO, Position
 from stream.report import Reporter
@@ -286,6 +294,49 @@ class TestConfig:
     def test_a_wrong_address_is_named(self, wrong: str) -> None:
         with pytest.raises(ConfigError, match=r"metrics\.cx is"):
             metrics.address_of(Config(metrics=MetricsConfig(cx=wrong)), "cx")
+
+
+class TestServices:
+    @pytest.fixture(autouse=True)
+    def kept(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """Services configure the log of their process, and take the environment's word."""
+        for name in [one for one in os.environ if one.startswith("HOSTOFFLOAD_")]:
+            monkeypatch.delenv(name)
+        root = logging.getLogger()
+        handlers, level = root.handlers[:], root.level
+        yield
+        root.handlers[:], root.level = handlers, level
+
+    def test_a_service_can_be_asked_while_it_waits(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (port,) = free_ports(1)
+        monkeypatch.setenv("HOSTOFFLOAD_METRICS_CX", f"127.0.0.1:{port}")
+        told: list[int] = []
+
+        def body(_: Config) -> int:
+            deadline_s = time.monotonic() + WAIT_S
+            while not told and time.monotonic() < deadline_s:
+                with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/healthz", timeout=WAIT_S) as answer:
+                    told.append(answer.status)
+            return 0
+
+        assert run_service(Context(tmp_path / "state"), "cx", body, uses_kafka=False, metrics="cx") == 0
+        assert told == [200]
+
+    def test_a_wrong_address_ends_it_with_a_sentence(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOSTOFFLOAD_METRICS_TARGET", "nowhere")
+        assert run_service(Context(tmp_path / "state"), "target", lambda _: 0, uses_kafka=False, metrics="target") == 2
+
+    def test_what_up_runs_leaves_the_metrics_to_one_process(self, tmp_path: Path) -> None:
+        broker = ExternalBroker(BrokerFolder(tmp_path), "127.0.0.1:9092")
+        config = Config(metrics=MetricsConfig(up="127.0.0.1:9640", cx="127.0.0.1:9641"), target=TargetConfig(also="late"))
+        specs = {one.name: one for one in all_services(Context(tmp_path), config, broker)}
+        assert specs.keys() == {"capture", "publisher", "cx", "target", "target-late", "metrics"}
+        for name, one in specs.items():
+            own = {key: value for key, value in one.environment.items() if key.startswith("HOSTOFFLOAD_METRICS_")}
+            none = {f"HOSTOFFLOAD_METRICS_{service}": "" for service in ("AGENT", "CX", "TARGET")}
+            assert own == ({} if name == "metrics" else none)
+        assert specs["metrics"].rank > max(one.rank for name, one in specs.items() if name != "metrics"), "it tells what is down"
+        assert "metrics" not in {one.name for one in all_services(Context(tmp_path), Config(), broker)}
 
 
 def test_names_are_those_that_prometheus_asks_for() -> None:
