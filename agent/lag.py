@@ -49,7 +49,7 @@ class Lag:
         return self.oldest_unacked()
 
     def forget(self, position: Position) -> None:
-        """Forget what is not after `position`: nobody asks for it any more."""
+        """Forget the capture times of what is not after `position`; whoever asks for it still is told what was seen of the head."""
         while len(self._unapplied) > 1 and self._unapplied[1][0] <= position.sequence + 1:
             self._unapplied.popleft()
 

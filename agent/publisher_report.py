@@ -80,7 +80,7 @@ class PublisherReport:
         applied, lag = self._applied_by_all(name), one.lag
         journaled, persisted = self._cx.get(name, CxFacts()).below(one.ring.position(W_HEAD))
         if applied is not None:
-            lag.forget(min(applied, persisted or applied))
+            lag.forget(applied)
         lag.look(now.monotonic_ns)
         lost_ns = self._lost.setdefault(name, LostOrder()).age_ns(one.ring, now)
         clocks = agent_now_ns(one.ring.words), now.monotonic_ns

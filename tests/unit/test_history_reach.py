@@ -92,7 +92,7 @@ def test_an_epoch_that_goes_on_where_the_one_before_ended_breaks_nothing(store: 
         for number in range(20):
             maker.time_ns += STEP_NS
             maker.batch(write(number * 8, b"x" * 8))
-    store_all(maker, store, FIVE_A_SEGMENT)
+    store_all(maker, store, FIVE_A_SEGMENT | {21})  # one ends where the epoch does
     first_ns, last_ns = times(store)
     assert {name.first.epoch for name in Catalog(store, "v1").levels()[0]} == {1, 2}
     assert reach(store) == Reach(last_ns - first_ns, last_ns - first_ns)

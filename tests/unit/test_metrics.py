@@ -259,7 +259,8 @@ class TestEndpoint:
         assert served.get("/metrics")[0] == 200
         assert served.get("/readyz")[0] == 503
 
-    def test_clients_that_say_nothing_keep_few_threads_and_no_service(self, served: Served) -> None:
+    def test_clients_that_say_nothing_keep_few_threads_and_no_service(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(endpoint_module._Handler, "timeout", 10 * WAIT_S)
         before = threading.active_count()
         idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(3 * endpoint_module.REQUESTS_MAX)]
         for one in idle[endpoint_module.REQUESTS_MAX :]:
@@ -268,6 +269,11 @@ class TestEndpoint:
         assert threading.active_count() <= before + endpoint_module.REQUESTS_MAX
         for one in idle:
             one.close()
+        answered, ends_s = 0, time.monotonic() + WAIT_S
+        while answered != 200 and time.monotonic() < ends_s:
+            with contextlib.suppress(OSError):
+                answered = served.get("/healthz")[0]
+        assert answered == 200
 
     def test_an_address_that_is_taken_is_waited_for(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(endpoint_module, "RETRY_S", 0.01)
