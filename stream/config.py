@@ -99,8 +99,8 @@ class LogConfig:
 class MetricsConfig:
     up: str = key("", "host:port where `up` serves metrics and health of all that it runs; empty: nowhere")
     agent: str = key("", "the same for `agent run`: capture and publisher")
-    cx: str = key("", "the same for `cx run`")
-    target: str = key("", "the same for `target run`")
+    cx: str = key("", "the same for `cx run`: one worker")
+    target: str = key("", "the same for `target run`: one target")
 
 
 @dataclass(frozen=True, slots=True)
