@@ -6,13 +6,13 @@ itself saw of the head on the monotonic clock: a wall clock that jumps, which ca
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 
 from agent import ring as layout
 from agent.ring import VolumeRing
 from stream.errors import HostoffloadError
-from stream.position import ZERO, Position
+from stream.position import Position
 
 UNAPPLIED_BATCHES_MAX = 65_536
 SIGHTS_MAX = 4096
@@ -41,12 +41,17 @@ class Lag:
         head = words[layout.W_HEAD]
         if position.epoch > words[layout.W_EPOCH] or (position.epoch == words[layout.W_EPOCH] and position.sequence >= head):
             return None
-        wanted = position.sequence + 1 if position != ZERO else 1
-        while len(self._unapplied) > 1 and self._unapplied[1][0] <= wanted:
-            self._unapplied.popleft()
-        if self._unapplied and self._unapplied[0][0] <= max(wanted, words[layout.W_ACKED]):
-            return Position(words[layout.W_EPOCH], wanted), self._unapplied[0][1]
+        wanted = position.sequence + 1
+        if self._unapplied:
+            first, captured_ns = self._unapplied[max(0, bisect_right(self._unapplied, wanted, key=_first) - 1)]
+            if first <= max(wanted, words[layout.W_ACKED]):
+                return Position(words[layout.W_EPOCH], wanted), captured_ns
         return self.oldest_unacked()
+
+    def forget(self, position: Position) -> None:
+        """Forget the capture times of what is not after `position`; whoever asks for it still is told what was seen of the head."""
+        while len(self._unapplied) > 1 and self._unapplied[1][0] <= position.sequence + 1:
+            self._unapplied.popleft()
 
     def oldest_unacked(self) -> tuple[Position, int] | None:
         """Return position and capture time of the oldest record that Kafka has not acknowledged."""
@@ -75,3 +80,7 @@ class Lag:
         if at < len(self._seen_heads):
             age = max(age, monotonic_ns - self._seen_at_ns[at])
         return age
+
+
+def _first(batch: tuple[int, int]) -> int:
+    return batch[0]

@@ -1,6 +1,6 @@
 """What the publisher reports: how far each volume is in Kafka, the RPO lags, and how long the buffer would last.
 
-Lags come from the agent's clock alone (`agent.clock`), against positions that targets tell on `ho.status` (design rule 9).
+Lags come from the agent's clock alone (`agent.clock`), against positions that CX and targets tell on `ho.status` (design rule 9).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from agent.pool import CHUNK_BYTES, pool_chunks
 from agent.publication import Publication
 from agent.ring import ENTRY_BYTES, W_ACKED, W_CAPTURED_BYTES, W_HEAD, W_MODE, W_MODE_SINCE_NS, W_RESYNC_BYTES, VolumeRing
 from stream.config import Config
-from stream.control import Follower, ProcessReport
+from stream.control import Follower, ProcessReport, VolumeReport
 from stream.errors import HostoffloadError
 from stream.log import Repeats
 from stream.position import ZERO, Position
@@ -57,10 +57,11 @@ class PublisherReport:
         self._in_flight = in_flight
         self._reporter = Reporter(state_dir, "publisher", agent, declarations.writer)
         self._targets: dict[str, dict[str, TargetFacts]] = {}
+        self._cx: dict[str, CxFacts] = {}
         self._rates: dict[str, Rate] = {}
         self._lost: dict[str, LostOrder] = {}
         self._repeats = Repeats()
-        threading.Thread(target=self._follow_targets, name="status", daemon=True).start()
+        threading.Thread(target=self._follow_others, name="status", daemon=True).start()
 
     def tell(self, publications: Mapping[str, Publication]) -> None:
         """Report every volume."""
@@ -77,16 +78,27 @@ class PublisherReport:
 
     def _facts(self, name: str, one: Publication, outage_s: float | None, now: Now) -> tuple[Position, dict[str, Any]]:
         applied, lag = self._applied_by_all(name), one.lag
+        journaled, persisted = self._cx.get(name, CxFacts()).below(one.ring.position(W_HEAD))
+        if applied is not None:
+            lag.forget(applied)
         lag.look(now.monotonic_ns)
-        unacked = lag.oldest_unacked()
-        unapplied = lag.oldest_after(applied) if applied is not None else None
         lost_ns = self._lost.setdefault(name, LostOrder()).age_ns(one.ring, now)
         clocks = agent_now_ns(one.ring.words), now.monotonic_ns
-        unacked_ns = 0 if unacked is None else lag.age_ns(unacked[0].sequence, unacked[1], *clocks)
-        unapplied_ns = None if unapplied is None else now.wall_ns - lag.age_ns(unapplied[0].sequence, unapplied[1], *clocks)
+
+        def age_ns(oldest: tuple[Position, int] | None) -> int:
+            return 0 if oldest is None else lag.age_ns(oldest[0].sequence, oldest[1], *clocks)
+
+        def rpo_ms(reached: Position | None) -> float | None:
+            return None if reached is None else max(age_ns(lag.oldest_after(reached)), lost_ns or 0) / 1e6
+
+        unapplied = lag.oldest_after(applied) if applied is not None else None
+        unapplied_ns = None if unapplied is None else now.wall_ns - age_ns(unapplied)
         return one.ring.position(W_ACKED), {
             "captured": str(one.ring.position(W_HEAD)),
-            "rpo_stream_ms": max(unacked_ns, lost_ns or 0) / 1e6,
+            "rpo_stream_ms": max(age_ns(lag.oldest_unacked()), lost_ns or 0) / 1e6,
+            "rpo_journal_ms": rpo_ms(journaled),
+            "rpo_store_ms": rpo_ms(persisted),
+            "rpo_replica_ms": rpo_ms(applied),
             "applied": None if applied is None else str(applied),
             "oldest_unapplied_position": None if unapplied is None else str(unapplied[0]),
             "oldest_unapplied_capture_ns": unapplied_ns,
@@ -108,13 +120,13 @@ class PublisherReport:
         """Return what the targets told last, wherever they run: for who reads the local report and does not see theirs."""
         return {target: {"position": str(one.position), **one.facts} for target, one in self._targets.get(volume, {}).items()}
 
-    def _follow_targets(self) -> None:
+    def _follow_others(self) -> None:
         while True:
             follower = Follower(self._config.kafka, STATUS_TOPIC)
             try:
                 while True:
                     for _, entry in follower.poll(1.0):
-                        if isinstance(entry, ProcessReport) and entry.kind == "target":
+                        if isinstance(entry, ProcessReport):
                             self._hear(entry)
             except HostoffloadError:
                 time.sleep(BACKOFF_S)
@@ -122,7 +134,10 @@ class PublisherReport:
                 follower.close()
 
     def _hear(self, report: ProcessReport) -> None:
-        for one in report.volumes:
+        if report.kind == "cx":
+            for one in report.volumes:
+                self._cx[one.volume] = self._cx.get(one.volume, CxFacts()).told(one)
+        for one in report.volumes if report.kind == "target" else ():
             facts: dict[str, Any] = {name: kind(one.facts[name]) for name, kind in TOLD_OF_TARGETS.items() if one.facts.get(name)}
             self._targets.setdefault(one.volume, {})[report.instance] = TargetFacts(one.position, facts.get("delay_s", 0.0), facts)
 
@@ -133,6 +148,23 @@ class TargetFacts(NamedTuple):
     position: Position
     delay_s: float
     facts: dict[str, Any]
+
+
+class CxFacts(NamedTuple):
+    """How far a volume is in the journal and in the store, as the worker told that spoke last and knew it."""
+
+    journaled: Position | None = None
+    persisted: Position | None = None
+
+    def told(self, report: VolumeReport) -> CxFacts:
+        """Return the facts after one more report; a worker that has just taken the volume knows nothing yet."""
+        journaled = report.position if report.position != ZERO else self.journaled
+        persisted = report.facts.get("persisted")
+        return CxFacts(journaled, Position.parse(persisted) if persisted else self.persisted)
+
+    def below(self, head: Position) -> CxFacts:
+        """Return what can be true of a volume whose newest position this is: what is above was told of one of its name before it."""
+        return CxFacts(*(one if one is not None and one <= head else None for one in self))
 
 
 class Now(NamedTuple):

@@ -18,6 +18,7 @@ from cx_consumers.intake import Intake
 from cx_consumers.ordering import Shared
 from cx_consumers.persist import Persister
 from cx_consumers.volume_worker import VolumeWorker
+from history.retention_table import parse_table
 from history.store import Store
 from stream.config import Config
 from stream.log import event
@@ -69,7 +70,9 @@ class AssignedVolumes:
     def _fold_thread(self, volume: str) -> FoldThread | None:
         if self._folds is None:
             return None
-        return FoldThread(volume, self._config.history.every_s, self._folds.turn, self._crashed, self._shared.asks.repair)
+        config, repair = self._config.history, self._shared.asks.repair
+        promised_s = parse_table(config.retention).any_write_ns / 1e9
+        return FoldThread(volume, config.every_s, self._folds.turn, self._crashed, repair, promised_s)
 
     def keep(self, volumes: Collection[str]) -> int:
         """Tell every volume that is not among these to stop; return how many, at once."""

@@ -6,7 +6,7 @@ that is killed leaves nothing behind. Nothing is remembered: what is due is seen
 (`history.upkeep`), and two who have it do no harm.
 
 Child and worker speak lines of JSON. To the child: first the policy, then `{"volume"}` for each turn. From it, for each turn: `{"folded",
-"folds", "expired", "different"}`, or `{"error", "hint", "kind"}`.
+"folds", "expired", "different", "reach"}`, or `{"error", "hint", "kind"}`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 from history.retention_table import FOR_EVER, parse_table
 from history.store import open_store
-from history.upkeep import Policy, Upkeep
+from history.upkeep import Policy, Reach, Upkeep
 from stream.config import HistoryConfig
 from stream.errors import ConfigError, HostoffloadError, IntegrityError, RetryError
 from stream.log import Repeats, event
@@ -40,13 +40,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one turn came to: the highest end of a fold (None: there is none), how many folds were made and segments deleted, and what the
-    store was found to show otherwise than the source had it, as `(position, offset_bytes, length_bytes)` (design rule 26)."""
+    """What one turn came to: the highest end of a fold (None: there is none), how many folds were made and segments deleted, what the
+    store was found to show otherwise than the source had it, as `(position, offset_bytes, length_bytes)` (design rule 26), and how far
+    back it goes now (None: nothing is stored)."""
 
     folded: str | None
     folds: int
     expired: int
     different: tuple[tuple[str, int, int], ...] = ()
+    reach: Reach | None = None
 
 
 def policy_of(config: HistoryConfig) -> Policy:
@@ -85,7 +87,8 @@ class FoldProcess:
         if "error" in answer:
             raise _KINDS.get(answer["kind"], RetryError)(answer["error"], hint=answer["hint"])
         different = tuple((position, offset, length) for position, offset, length in answer["different"])
-        return Turn(answer["folded"], answer["folds"], answer["expired"], different)
+        reach = None if answer["reach"] is None else Reach(*answer["reach"])
+        return Turn(answer["folded"], answer["folds"], answer["expired"], different, reach)
 
     def stop(self) -> None:
         """End the child, in the middle of a fold too; return when it is gone."""
@@ -131,8 +134,10 @@ class FoldThread:
         turn: Callable[[str], Turn],
         crashed: Callable[[BaseException], None] = lambda error: None,
         repair: Callable[[str, str, int, int], None] = lambda volume, position, offset_bytes, length_bytes: None,
+        promised_s: float | None = None,
     ) -> None:
         self._volume = volume
+        self._promised_s = promised_s
         self._every_s = every_s
         self._turn = turn
         self._crashed = crashed
@@ -155,13 +160,18 @@ class FoldThread:
 
     def facts(self) -> dict[str, Any]:
         """Return what the CX reports: `folded` (position; None: nothing yet); since the start `folds`, `expired` and `history_different`
-        (chunks that the store showed otherwise than the source); `fold_error`."""
+        (chunks that the store showed otherwise than the source); `fold_error`. `every_write_s` and `history_s`: how far back every write,
+        and any moment, is stored (None: not known, as long as there is an error); `promised_s`: how far back every write is to be kept."""
         last, error = self._last, self._error
+        reach = last.reach if error is None else None
         return {
             "folded": last.folded,
             "folds": last.folds,
             "expired": last.expired,
             "history_different": self._different,
+            "every_write_s": None if reach is None else reach.every_write_ns / 1e9,
+            "history_s": None if reach is None else reach.oldest_ns / 1e9,
+            "promised_s": self._promised_s,
             "fold_error": None if error is None else error.sentence,
             "fold_error_hint": (error.hint or None) if error is not None else None,
         }
@@ -216,7 +226,9 @@ def _turn(upkeep: Upkeep) -> dict[str, Any]:
     upkeep.run_once()
     folded = None if upkeep.folded is None else str(upkeep.folded)
     different = [(str(one.position), one.chunk.offset_bytes, one.chunk.length_bytes) for one in upkeep.different]
-    return {"folded": folded, "folds": upkeep.folds - folds, "expired": upkeep.deleted - deleted, "different": different}
+    reach = None if upkeep.reach is None else (upkeep.reach.every_write_ns, upkeep.reach.oldest_ns)
+    made, expired = upkeep.folds - folds, upkeep.deleted - deleted
+    return {"folded": folded, "folds": made, "expired": expired, "different": different, "reach": reach}
 
 
 def _listen(lines: queue.Queue[str]) -> None:

@@ -170,7 +170,7 @@ def cover(
     while reached < position:
         best, seen = _furthest(usable, seen, reached.next(), best, position)
         if best is None or best.last <= reached:
-            if seen == len(usable) or not _joins(header(usable[seen]), reached):
+            if seen == len(usable) or not joins(header(usable[seen]), reached):
                 break
             best, seen = _furthest(usable, seen, usable[seen].first, None, position)
         assert best is not None, "a segment that joins"
@@ -193,7 +193,7 @@ def _furthest(
     return best, seen
 
 
-def _joins(header: SegmentHeader, reached: Position) -> bool:
+def joins(header: SegmentHeader, reached: Position) -> bool:
     """Tell whether a segment goes on behind a position, directly or over a gap that it tells of."""
     return header.coverage.follows == reached or any(gap.position == reached for gap in header.gaps)
 

@@ -8,11 +8,12 @@ last plan says, none of it under a lease.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from history.block_cache import BlockCache
-from history.catalog import Catalog
+from history.catalog import Catalog, joins
 from history.fold import fold
 from history.leases import LeaseWatch
 from history.levels import AS_WRITTEN
@@ -20,7 +21,7 @@ from history.pins import pins
 from history.proof import Difference, Prover
 from history.retention import Facts, Listing, Plan, plan
 from history.retention_table import RetentionTable
-from history.segment import SegmentName
+from history.segment import SegmentName, in_order
 from history.store import Store
 from stream.position import Position
 
@@ -38,6 +39,15 @@ class Policy:
     scratch: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far back from a volume's newest record the store goes, in capture time: `every_write_ns` as long as every record is there as it
+    was written, `oldest_ns` to the oldest moment of any level. What the stream itself lacks in between, gaps, is not told here."""
+
+    every_write_ns: int
+    oldest_ns: int
+
+
 class Upkeep:
     """Fold and expire one volume's history. One thread uses it."""
 
@@ -51,14 +61,15 @@ class Upkeep:
         self.folded: Position | None = None
         self.folds = 0
         self.deleted = 0
+        self.reach: Reach | None = None
         self.different: list[Difference] = []
         self._prover = Prover(self._catalog)
 
     def run_once(self) -> None:
         """Do all that is due now.
 
-        `different` then holds what was found to differ from the source. Raises RetryError and ConfigError as the store does, IntegrityError
-        for a segment that is damaged: nothing of it is deleted then.
+        `different` then holds what was found to differ from the source, `reach` how far back it goes now. Raises RetryError and ConfigError
+        as the store does, IntegrityError for a segment that is damaged: nothing of it is deleted then.
         """
         self._catalog.refresh()
         self.different = self._prover.prove()
@@ -67,7 +78,26 @@ class Upkeep:
                 assert not any(name.last == task.through for name in self._levels.get(task.level, ())), f"made already: {task}"
                 fold(self._catalog, task, codec=self._policy.codec, scratch=self._policy.scratch)
                 self.folds += 1
-        self.deleted += len(self._watch.delete(due.deletes))
+        deleted = self._watch.delete(due.deletes)
+        self.deleted += len(deleted)
+        self.reach = self._reach(set(deleted))
+
+    def _reach(self, deleted: Collection[SegmentName]) -> Reach | None:
+        """Return how far back the store goes without these segments; None if nothing was stored yet."""
+        left = {level: [name for name in names if name not in deleted] for level, names in self._levels.items()}
+        written = in_order(left.get(AS_WRITTEN, ()))
+        if not written:
+            return None
+        first = written[-1]
+        for name in reversed(written[:-1]):  # one that only a lease keeps stands apart
+            if first.first > name.last.next() and not joins(self._catalog.header(first), name.last):
+                break
+            first = name
+        newest_ns = self._of(written[-1]).last_time_ns
+        first_ns = self._catalog.header(first).coverage.first_capture_time_ns
+        folds = [name for level, names in left.items() if level > AS_WRITTEN for name in names]
+        oldest_ns = min([first_ns, *(self._of(name).last_time_ns for name in sorted(folds, key=lambda name: name.last)[:1])])
+        return Reach(max(0, newest_ns - first_ns), max(0, newest_ns - oldest_ns))
 
     def _plan(self) -> Plan:
         catalog = self._catalog

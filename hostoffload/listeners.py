@@ -72,13 +72,13 @@ def _handed_over(fd: int) -> socket.socket:
         raise ConfigError(f"LISTEN_FDS names descriptor {fd}, which is no socket", hint="See sd_listen_fds(3).") from error
 
 
-def parse_listen(text: str) -> tuple[str, int] | None:
-    """Return host and port of config `agent.listen`, None if it is empty. Raises ConfigError."""
+def parse_listen(text: str, key: str = "agent.listen", example: int = 10809) -> tuple[str, int] | None:
+    """Return host and port of an address in the config, None if it is empty. Raises ConfigError that names the key."""
     if not text:
         return None
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"agent.listen is {text!r}", hint="Use HOST:PORT, for example 127.0.0.1:10809 or [::1]:10809.")
+        raise ConfigError(f"{key} is {text!r}", hint=f"Use HOST:PORT, for example 127.0.0.1:{example} or [::1]:{example}.")
     return host.strip("[]"), int(port)
 
 
@@ -90,6 +90,15 @@ def given_fds(environment: Mapping[str, str] = os.environ) -> tuple[int, ...]:
         return tuple(range(FIRST_LISTEN_FD, FIRST_LISTEN_FD + int(environment["LISTEN_FDS"])))
     except (KeyError, ValueError):
         return ()
+
+
+def listens(path: Path, timeout_s: float) -> bool:
+    """Tell whether anybody has this unix socket open, whether or not he answers."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client, contextlib.suppress(OSError):
+        client.settimeout(timeout_s)
+        client.connect(str(path))
+        return True
+    return False
 
 
 def answers(path: Path, timeout_s: float) -> bool:

@@ -12,26 +12,32 @@ from pathlib import Path
 from hostoffload import layout, listeners
 from hostoffload.local_state import LocalState, Supervised
 from hostoffload.services import error_file
+from hostoffload.state_lock import ROLE_AGENT
 from stream.errors import ConfigError, HostoffloadError, RetryError
 
 GREETING_S_MAX = 1.0
 RESTARTS_MAX = 5
-EXPORT = "export"  # an export that can't be opened keeps nothing else from working
+NOT_NEEDED = frozenset({"export", "metrics"})  # an export that can't be opened keeps nothing else from working, nor does an address
 
 
 def lacking(state_dir: Path, local: LocalState) -> list[str]:
     """Return what is not ready yet, in words for the user; empty if all is."""
     if local.supervisor is None:
         return ["supervisor"]
-    waiting = [one.name for one in local.supervisor.processes if one.kind != EXPORT and not _reported(one, local)]
-    if not waiting and not listeners.answers(layout.nbd_socket(state_dir), GREETING_S_MAX):
+    waiting = [one.name for one in local.supervisor.processes if one.kind not in NOT_NEEDED and not _reported(one, local)]
+    if not waiting and not _serves(layout.nbd_socket(state_dir), local.supervisor.role):
         return ["NBD server"]
     return waiting
 
 
+def _serves(socket: Path, role: str) -> bool:
+    """Tell whether the NBD server greets; one of `agent run` may have its sockets from outside, where nobody here knows them."""
+    return listeners.answers(socket, GREETING_S_MAX) or (role == ROLE_AGENT and not listeners.listens(socket, GREETING_S_MAX))
+
+
 def failure(state_dir: Path, local: LocalState, restarts_before: dict[str, int]) -> HostoffloadError | None:
     """Return why waiting is of no use: a process refused its config, or it ends again and again."""
-    supervised = [one for one in local.supervisor.processes if one.kind != EXPORT] if local.supervisor is not None else []
+    supervised = [one for one in local.supervisor.processes if one.kind not in NOT_NEEDED] if local.supervisor is not None else []
     for name in ["supervisor"] if local.supervisor is None else [one.name for one in supervised if one.pid is None]:
         told = left_behind(error_file(state_dir, name))
         if told is not None and told.exit_code == ConfigError.exit_code:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BROKER_STOP_S = 20.0
 EXPORT_STOP_S = 8.0
+_NO_METRICS_OF_ITS_OWN = {f"HOSTOFFLOAD_METRICS_{service}": "" for service in ("AGENT", "CX", "TARGET")}
 
 
 def agent_services(context: Context, config: Config) -> list[ProcessSpec]:
@@ -45,7 +46,18 @@ def all_services(context: Context, config: Config, broker: Broker) -> list[Proce
         replace(_service(context, config, "target", ["target", "run"]), rank=3, stop_s=15.0),
         *(further_target(context, config, name) for name in further_targets(config)),
     ]
-    return [*broker_service(broker), *services]
+    services = [replace(one, environment={**one.environment, **_NO_METRICS_OF_ITS_OWN}) for one in services]
+    return [*broker_service(broker), *services, *metrics_service(context, config)]
+
+
+def metrics_service(context: Context, config: Config) -> list[ProcessSpec]:
+    """Return the process that serves metrics and health of all that `up` runs; nothing if the config has no address for it.
+
+    Apart from the supervisor, which has one thread because it forks, and the last to stop: it tells what is down.
+    """
+    if not config.metrics.up:
+        return []
+    return [replace(_service(context, config, "metrics", ["metrics"]), rank=5, stop_s=3.0)]
 
 
 def further_target(context: Context, config: Config, name: str) -> ProcessSpec:

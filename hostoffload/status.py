@@ -15,7 +15,7 @@ from hostoffload.local_state import LocalState, Report
 if TYPE_CHECKING:
     from hostoffload.broker.interface import BrokerStatus
 
-KINDS = ("supervisor", "capture", "publisher", "cx", "target", "broker", "export")
+KINDS = ("supervisor", "capture", "publisher", "cx", "target", "broker", "export", "metrics")
 OFFLINE, BITMAP = "OFFLINE", "BITMAP"
 
 Facts = Mapping[str, Any]

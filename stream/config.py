@@ -96,6 +96,14 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    up: str = key("", "host:port where `up` serves metrics and health of all that it runs; empty: nowhere")
+    agent: str = key("", "the same for `agent run`: capture and publisher")
+    cx: str = key("", "the same for `cx run`: one worker")
+    target: str = key("", "the same for `target run`: one target")
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """What is in force; made by `load`, never changed afterwards."""
 
@@ -104,11 +112,20 @@ class Config:
     cx: CxConfig = field(default_factory=CxConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     history: HistoryConfig = field(default_factory=HistoryConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 
 SECTIONS: Mapping[str, type] = MappingProxyType(
-    {"kafka": KafkaConfig, "agent": AgentConfig, "cx": CxConfig, "target": TargetConfig, "history": HistoryConfig, "log": LogConfig}
+    {
+        "kafka": KafkaConfig,
+        "agent": AgentConfig,
+        "cx": CxConfig,
+        "target": TargetConfig,
+        "history": HistoryConfig,
+        "metrics": MetricsConfig,
+        "log": LogConfig,
+    }
 )
 _OTHER_VARIABLES = frozenset({"HOSTOFFLOAD_STATE", "HOSTOFFLOAD_CONFIG", "HOSTOFFLOAD_CACHE", "HOSTOFFLOAD_BROKER_IMAGE"})
 

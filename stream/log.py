@@ -1,5 +1,8 @@
 """Logs: an event name and fields, as text or JSON, one line an event.
 
+A line of JSON has `at` (seconds since 1970), `level`, `service`, `event`, and the fields under their own names, numbers as numbers; a field
+that has one of those names gets an underscore behind it. `trace` is the traceback of a bug.
+
 Call `configure` once in a process's main; everywhere else `logging.getLogger(__name__)` with an event name as the message and
 the fields in `extra={"fields": {...}}` through `event`.
 """
@@ -67,8 +70,14 @@ class _JsonForm(logging.Formatter):
         self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {"at": record.created, "level": record.levelname.lower(), "process": self._process, "event": record.getMessage()}
-        line |= {key: str(value) for key, value in getattr(record, "fields", {}).items()}
+        line: dict[str, Any] = {
+            "at": record.created,
+            "level": record.levelname.lower(),
+            "service": self._process,
+            "event": record.getMessage(),
+        }
+        for key, value in getattr(record, "fields", {}).items():
+            line[f"{key}_" if key in line else key] = value if isinstance(value, bool | int | float) else str(value)
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         return json.dumps(line)

@@ -47,6 +47,7 @@ COMMANDS = (
     "demo",
     "config",
     "supervise",
+    "metrics",
 )
 WRONG_USE = 2
 NOT_NOW = 3

@@ -11,6 +11,7 @@ from hostoffload import layout
 from hostoffload.cli.service import run_service
 from hostoffload.context import Context
 from hostoffload.listeners import Listeners, given_fds, parse_listen
+from hostoffload.metrics import address_of
 from hostoffload.state_lock import ROLE_AGENT, StateLock
 from stream.log import configure
 
@@ -35,6 +36,7 @@ def _run(context: Context, options: argparse.Namespace) -> int:
     from hostoffload.supervisor import Supervisor
 
     config = context.config_with_broker()
+    address_of(config, "agent")
     layout.make(context.state_dir)
     configure(config.log, "agent")
     listeners = Listeners(layout.nbd_socket(context.state_dir), parse_listen(config.agent.listen), given_fds())
@@ -59,5 +61,8 @@ def _publisher(context: Context, options: argparse.Namespace) -> int:
 
     state_dir = context.state_dir
     return run_service(
-        context, "publisher", lambda config: publisher.run(config, state_dir, layout.ring_dir(state_dir, config.agent.ring_dir))
+        context,
+        "publisher",
+        lambda config: publisher.run(config, state_dir, layout.ring_dir(state_dir, config.agent.ring_dir)),
+        metrics="agent",
     )

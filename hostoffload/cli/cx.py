@@ -30,4 +30,5 @@ def _run(context: Context, options: argparse.Namespace) -> int:
         context,
         "cx",
         lambda config: app.run(config, context.state_dir, options.worker or config.cx.worker or f"{host_name()}-{os.getpid()}"),
+        metrics="cx",
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from hostoffload import layout
 from hostoffload.context import Context
+from hostoffload.metrics import start as start_metrics
 from hostoffload.services import error_file
 from stream.config import Config
 from stream.errors import HostoffloadError, RetryError
@@ -24,14 +25,19 @@ PING_S = 1.0
 _log = logging.getLogger(__name__)
 
 
-def run_service(context: Context, name: str, body: Callable[[Config], int], *, uses_kafka: bool = True) -> int:
-    """Run `body` with the config in force until it ends; return its exit code."""
+def run_service(context: Context, name: str, body: Callable[[Config], int], *, uses_kafka: bool = True, metrics: str = "") -> int:
+    """Run `body` with the config in force until it ends; return its exit code.
+
+    `metrics` is the key of [metrics] whose address tells of it, if it has one; there it can be asked while it still waits for the broker.
+    """
     layout.make(context.state_dir)
     left = error_file(context.state_dir, name)
     left.unlink(missing_ok=True)
     try:
         config = context.config_with_broker() if uses_kafka else context.config()
         configure(config.log, name)
+        if metrics:
+            start_metrics(config, metrics, context.state_dir, name)
         if uses_kafka:
             ensure_shared_topics(config)
         return body(config)

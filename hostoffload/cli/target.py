@@ -33,4 +33,4 @@ def _run(context: Context, options: argparse.Namespace) -> int:
         named = replace(config, target=replace(config.target, name=further or own))
         return target.run(named, context.state_dir, layout.target_dir(context.state_dir, further))
 
-    return run_service(context, f"target-{further}" if further else "target", body)
+    return run_service(context, f"target-{further}" if further else "target", body, metrics="target")

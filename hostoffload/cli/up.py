@@ -14,6 +14,7 @@ from hostoffload import layout, local_state, readiness
 from hostoffload.cli.supervise import run_all
 from hostoffload.context import Context
 from hostoffload.listeners import parse_listen
+from hostoffload.metrics import address_of
 from hostoffload.process import ProcessHandle
 from hostoffload.state_lock import ROLE_ALL, Holder, StateLock
 from stream.config import Config
@@ -63,6 +64,7 @@ def chosen_broker(context: Context, config: Config, options: argparse.Namespace)
 def _run(context: Context, options: argparse.Namespace) -> int:
     config = context.config()
     parse_listen(config.agent.listen)
+    address_of(config, "up")
     layout.make(context.state_dir)
     began_s = time.monotonic()
     with command_lock(context.state_dir):  # let go of before staying in the foreground, so that `down` can work

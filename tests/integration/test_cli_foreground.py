@@ -1,10 +1,12 @@
 """Services in the foreground, for systemd and containers: `up --foreground` on a broker of others, `agent run` with sockets from
-outside."""
+outside, each service with an address for its metrics."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,10 +14,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
 from hostoffload import layout
+from hostoffload.broker.ports import free_ports
 from hostoffload.listeners import answers
 from hostoffload.process import start_ticks
 from tests.kafka_fixture import Kafka
@@ -125,3 +129,26 @@ def test_agent_run_serves_sockets_from_outside_and_restarts_what_dies(start: Cal
     assert service.process.wait(WAIT_S) == 0
     assert service.pids() == {}
     assert outside.exists()  # it belongs to whoever made it
+
+
+def test_each_service_tells_its_metrics_at_an_address_of_its_own(
+    start: Callable[..., Service], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """The agent has its sockets from outside, where readiness can't ask them."""
+    ports = dict(zip(("agent", "cx", "target", "up"), free_ports(4), strict=True))
+    environment |= {f"HOSTOFFLOAD_METRICS_{service.upper()}": f"127.0.0.1:{port}" for service, port in ports.items()}
+    start([sys.executable, "-c", ACTIVATE, str(tmp_path / "outside.sock")], "agent", "run")
+    start(HOSTOFFLOAD, "cx", "run")
+    service = start(HOSTOFFLOAD, "target", "run")
+
+    def get(port: int, path: str) -> str:
+        with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}{path}", timeout=WAIT_S) as answer:
+            return answer.read().decode()
+        return ""
+
+    told = {"agent": ["supervisor", "capture", "publisher"], "cx": ["cx"], "target": ["target"]}
+    for name, processes in told.items():
+        service.wait(lambda name=name: get(ports[name], "/readyz") == "ok\n")
+        up = re.findall(r'^hostoffload_process_up\{name="\w+",process="(\w+)"\} 1.0$', get(ports[name], "/metrics"), re.MULTILINE)
+        assert sorted(up) == sorted(processes)
+    assert get(ports["up"], "/healthz") == "", "nobody has said `up`"

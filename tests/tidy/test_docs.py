@@ -16,7 +16,7 @@ from tests.tidy.tree import ROOT, sources
 
 OPERATING = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
 # What the supervisor runs; not for people.
-HIDDEN = {"supervise", "agent capture", "agent publisher"}
+HIDDEN = {"supervise", "metrics", "agent capture", "agent publisher"}
 # The commands of the design; some are still to come, none may come that is not among them.
 PLANNED = {
     "up", "down", "broker start", "broker stop", "broker status", "agent run", "cx run", "target run", "volume add",

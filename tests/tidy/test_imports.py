@@ -18,6 +18,7 @@ ONE_PLACE = {
     "confluent_kafka": ("stream/", "hostoffload/broker/probe.py"),
     "fastavro": ("stream/schema.py", "history/", "schemas/golden/"),
     "obstore": ("history/store.py",),
+    "prometheus_client": ("hostoffload/metrics/",),
     "rich": ("hostoffload/cli/", "hostoffload/demo/"),
 }
 

@@ -17,7 +17,7 @@ from agent.pool import CHUNK_BYTES, pool_chunks
 from agent.publisher_report import LostOrder, Now, PublisherReport, Rate, seconds_until_full
 from stream.config import Config
 from stream.control import ProcessReport, VolumeReport
-from stream.position import Position
+from stream.position import ZERO, Position
 from tests.publication_parts import Bench, FakeKafka, install
 
 SECOND_NS = 10**9
@@ -60,13 +60,27 @@ class Reported:
         self.words[layout.W_MODE] = Mode.DATA
         self.clocks = Clocks(patch)
         self.declarations = FakeDeclarations()
-        patch.setattr(PublisherReport, "_follow_targets", lambda _: None)
+        patch.setattr(PublisherReport, "_follow_others", lambda _: None)
         self.folder = folder
         self.report = PublisherReport(Config(), folder, "me", self.declarations, self.bench.in_flight)
 
     def facts(self) -> dict[str, Any]:
         self.report.tell({"v": self.bench.publication})
         return json.loads((self.folder / "status" / "publisher-me.json").read_text())["volumes"]["v"]
+
+    def cx(self, position: Position, persisted: Position | None = None, worker: str = "w") -> None:
+        facts = {} if persisted is None else {"persisted": str(persisted)}
+        self.report._hear(ProcessReport("cx", worker, "host", 1, 0, (VolumeReport("v", position, facts),)))
+
+    def publish(self, records: int) -> None:
+        """Have so many records captured, each a second after the other, and durable in Kafka."""
+        for _ in range(records):
+            self.clocks.pass_s(1)
+            self.facts()
+            self.bench.flushes(1)
+            self.facts()
+            self.bench.publication.publish()
+        self.bench.producer.deliver_all()
 
     def target(self, name: str, position: Position, delay_s: str = "0") -> None:
         told = VolumeReport("v", position, {"delay_s": delay_s})
@@ -266,3 +280,51 @@ class TestTargets:
 
     def test_none_yet(self, reported: Reported) -> None:
         assert reported.facts()["applied"] is None
+
+
+class TestStages:
+    """Lags of journal, store and replica: three flushes a second apart (positions 2 to 4), the last one just now."""
+
+    @pytest.fixture
+    def lagging(self, reported: Reported) -> Reported:
+        reported.publish(3)
+        return reported
+
+    def rpo_s(self, reported: Reported) -> list[int | None]:
+        facts = reported.facts()
+        return [None if (ms := facts[f"rpo_{stage}_ms"]) is None else round(ms / 1e3) for stage in ("journal", "store", "replica")]
+
+    def test_nobody_has_told_anything(self, lagging: Reported) -> None:
+        assert self.rpo_s(lagging) == [None, None, None]
+
+    def test_each_stage_lacks_something_else(self, lagging: Reported) -> None:
+        lagging.cx(Position(1, 4), Position(1, 1))
+        lagging.target("t", Position(1, 2))
+        assert self.rpo_s(lagging) == [0, 2, 1]
+        lagging.clocks.pass_s(5)
+        assert self.rpo_s(lagging) == [0, 7, 6]
+        assert lagging.facts()["rpo_stream_ms"] == 0
+
+    def test_a_replica_that_is_ahead_of_the_store_hides_no_lag_of_it(self, lagging: Reported) -> None:
+        lagging.target("t", Position(1, 4))
+        lagging.cx(Position(1, 4), Position(1, 2))
+        for _ in range(3):
+            assert self.rpo_s(lagging) == [0, 1, 0]
+
+    def test_a_worker_that_takes_over_makes_nothing_unknown(self, lagging: Reported) -> None:
+        lagging.cx(Position(1, 3), Position(1, 3))
+        lagging.cx(ZERO, None, worker="other")
+        assert self.rpo_s(lagging)[:2] == [0, 0]
+        lagging.cx(Position(1, 2), Position(1, 1), worker="other")
+        assert self.rpo_s(lagging)[:2] == [1, 2], "the one that spoke last knows: the store was lost"
+
+    def test_what_was_told_of_an_earlier_volume_of_the_name_is_unknown(self, lagging: Reported) -> None:
+        lagging.cx(Position(1, 900), Position(7, 2))
+        assert self.rpo_s(lagging)[:2] == [None, None]
+
+    def test_while_order_is_lost_no_stage_has_less_lag_than_that(self, lagging: Reported) -> None:
+        lagging.cx(Position(1, 4), Position(1, 4))
+        lagging.target("t", Position(1, 4))
+        lagging.words[layout.W_MODE] = Mode.BITMAP
+        lagging.words[layout.W_MODE_SINCE_NS] = lagging.clocks.wall_ns - 9 * SECOND_NS
+        assert self.rpo_s(lagging) == [9, 9, 9]

@@ -47,7 +47,8 @@ def test_what_is_due_is_done_by_another_process(tmp_path: Path) -> None:
         assert done.folds == len(levels[1]) == 5
         assert done.folded == str(levels[1][-1].last)
         assert done.expired > 0
-        assert folds.turn("v1") == Turn(done.folded, 0, 0)
+        assert done.reach is not None and done.reach.every_write_ns < 2 * 10**9 < done.reach.oldest_ns
+        assert folds.turn("v1") == Turn(done.folded, 0, 0, reach=done.reach)
         assert folds.turn("v2") == Turn(None, 0, 0)
     finally:
         folds.stop()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 
-from hostoffload import readiness
+from hostoffload import layout, readiness
 from hostoffload.local_state import LocalState, Report, Supervised, SupervisorFacts
 from hostoffload.services import error_file
 from stream.errors import ConfigError, RetryError
@@ -23,6 +24,11 @@ def state(*processes: Supervised, reports: tuple[Report, ...] = ()) -> LocalStat
 
 def report(kind: str, pid: int, *, alive: bool = True) -> Report:
     return Report(kind, "one", pid, 1, alive)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readiness, "GREETING_S_MAX", 0.1)
 
 
 @pytest.fixture
@@ -56,6 +62,25 @@ def test_a_process_that_does_not_run_is_not_ready(state_dir: Path) -> None:
 def test_when_all_have_reported_the_server_must_greet(state_dir: Path) -> None:
     local = state(supervised("broker", 3), supervised("cx", 5), reports=(report("cx", 5),))
     assert readiness.lacking(state_dir, local) == ["NBD server"]
+
+
+def test_an_agent_with_sockets_from_outside_is_ready_without_its_own(state_dir: Path) -> None:
+    reports = (report("capture", 4), report("publisher", 5))
+    facts = SupervisorFacts(9, 1.0, "agent", (supervised("capture", 4), supervised("publisher", 5)))
+    local = LocalState(reports, facts, {})
+    assert readiness.lacking(state_dir, local) == []
+    path = layout.nbd_socket(state_dir)
+    path.parent.mkdir(exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        assert readiness.lacking(state_dir, local) == [], "left by a former one: nobody listens"
+        listener.listen()
+        assert readiness.lacking(state_dir, local) == ["NBD server"], "nobody greets yet"
+
+
+def test_what_the_system_can_do_without_is_not_waited_for(state_dir: Path) -> None:
+    local = state(supervised("cx", None), supervised("export", None), supervised("metrics", None))
+    assert readiness.lacking(state_dir, local) == ["cx"]
 
 
 def test_a_refused_config_ends_the_wait_with_its_own_words(state_dir: Path) -> None:
