@@ -265,6 +265,25 @@ def test_a_failed_flush_leaves_what_it_stood_for_in_doubt(parts: Parts) -> None:
     parts.assert_equal()
 
 
+class CountingLock:
+    """A lock that knows how many came to it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._came = threading.Semaphore(0)
+
+    def __enter__(self) -> None:
+        self._came.release()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def came(self, count: int) -> bool:
+        """Wait until so many have come."""
+        return all(self._came.acquire(timeout=30) for _ in range(count))
+
+
 def test_flushes_that_wait_share_one_and_never_one_that_began_before(parts: Parts) -> None:
     began, gate = threading.Event(), threading.Event()
 
@@ -273,12 +292,14 @@ def test_flushes_that_wait_share_one_and_never_one_that_began_before(parts: Part
         assert gate.wait(10)
 
     parts.source.file.before["sync"] = hold
+    parts.volume._syncing = queue = CountingLock()
     first = threading.Thread(target=parts.volume.sync_source)
     first.start()
     assert began.wait(10)
     later = [threading.Thread(target=parts.volume.sync_source) for _ in range(5)]
     for one in later:
         one.start()
+    assert queue.came(6)
     gate.set()
     for one in (first, *later):
         one.join(10)
