@@ -31,6 +31,7 @@ from cx_consumers.foreign_log import quieten
 from cx_consumers.intake import Acknowledgements, Arrival, Intake
 from cx_consumers.ordering import Shared
 from history.store import open_store
+from stream import security
 from stream.config import Config, KafkaConfig
 from stream.control import ControlWriter
 from stream.errors import HostoffloadError, RetryError
@@ -121,6 +122,7 @@ class FaustIntake:
             GROUP,
             broker=[f"kafka://{address.strip()}" for address in config.bootstrap.split(",")],
             broker_client_id=f"ho-cx-{worker}",
+            broker_credentials=_credentials(config),
             broker_check_crcs=False,  # the codec's checksum covers every byte
             broker_session_timeout=SESSION_TIMEOUT_S,
             broker_heartbeat_interval=HEARTBEAT_INTERVAL_S,
@@ -204,6 +206,15 @@ class FaustIntake:
     async def _on_assigned(self, _app: Any, assigned: set[Any], **_: Any) -> None:
         volumes = {volume_of(partition.topic) for partition in assigned}
         self._assigned({volume for volume in volumes if volume in self._agents})
+
+
+def _credentials(config: KafkaConfig) -> Any:
+    """Return what Faust proves itself by, as `stream.kafka.client_settings` has it for the other clients; None for a plain connection."""
+    context = security.tls_context(config) if security.uses_tls(config) else None
+    if security.uses_sasl(config):
+        word = security.password(config)
+        return faust.SASLCredentials(username=config.sasl_username, password=word, ssl_context=context, mechanism=config.sasl_mechanism)
+    return faust.SSLCredentials(context) if context is not None else None
 
 
 def _gone(error: KafkaError) -> RetryError:

@@ -38,7 +38,7 @@ def gather(context: Context) -> dict[str, Any]:
     config = context.config()
     return merge(
         local_state.read(context.state_dir),
-        current(context.state_dir),
+        current(context.state_dir, config.kafka),
         now_ns=time.time_ns(),
         uri_of=lambda name: uri_of(context, config, name),
         buffer_bytes_max=config.agent.buffer_bytes_max,
