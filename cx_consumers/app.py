@@ -37,10 +37,10 @@ from stream.control import ControlWriter
 from stream.errors import HostoffloadError, RetryError
 from stream.log import event
 from stream.report import Reporter
+from stream.roles import CX_GROUP
 from stream.schema import MESSAGE_BYTES_MAX
 from stream.topics import Topics, volume_of, writes_topic
 
-GROUP = "ho-cx"
 SESSION_TIMEOUT_S = 6.0
 HEARTBEAT_INTERVAL_S = 1.0
 REBALANCE_TIMEOUT_S = 10.0
@@ -119,7 +119,7 @@ class FaustIntake:
         self._assigned = assigned
         self._agents: dict[str, Any] = {}
         self._app = faust.App(
-            GROUP,
+            CX_GROUP,
             broker=[f"kafka://{address.strip()}" for address in config.bootstrap.split(",")],
             broker_client_id=f"ho-cx-{worker}",
             broker_credentials=_credentials(config),

@@ -45,6 +45,7 @@ COMMANDS = (
     "check",
     "demo",
     "config",
+    "acl",
     "supervise",
 )
 WRONG_USE = 2

@@ -22,7 +22,7 @@ PLANNED = {
     "up", "down", "broker start", "broker stop", "broker status", "agent run", "cx run", "target run", "volume add",
     "volume list", "volume remove", "volume resync", "volume pause", "volume resume", "group create", "group list",
     "group remove", "status", "wait", "verify", "bookmark", "points", "check", "export", "export list", "export stop", "restore",
-    "replay", "drill", "demo", "config check",
+    "replay", "drill", "demo", "config check", "acl show", "acl apply",
 }  # fmt: skip
 
 
