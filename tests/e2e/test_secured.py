@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.kafka]
 
 @pytest.fixture(scope="module")
 def system(secure_kafka: SecureKafka, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    environment = {**secure_kafka.environment(), "HOSTOFFLOAD_LOG_LEVEL": "debug"}
+    environment = {**secure_kafka.environment(), "HOSTOFFLOAD_LOG_LEVEL": "debug", "HOSTOFFLOAD_AGENT_NAME": "secured"}
     with running(tmp_path_factory.mktemp("secured"), environment=environment) as one:
         yield one
 
