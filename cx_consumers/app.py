@@ -30,7 +30,7 @@ from cx_consumers.fold import FoldProcess
 from cx_consumers.foreign_log import quieten
 from cx_consumers.intake import Acknowledgements, Arrival, Intake
 from cx_consumers.ordering import Shared
-from history.store import open_store
+from history.vault import open_vault
 from stream import security
 from stream.config import Config, KafkaConfig
 from stream.control import ControlWriter
@@ -236,7 +236,7 @@ class Worker:
         self._intake = Intake(config.cx.pipeline_bytes_max, loop)
         self._declared = DeclaredVolumes(config.kafka, self._topics, config.cx.codec, self._on_declared, lambda: self._volumes.workers())
         shared = Shared(KafkaBroker(config.kafka, self._topics), name, self._asks, Acknowledgements(loop))
-        store = open_store(config.cx.store_url or str(state_dir / "store"))
+        store = open_vault(config.cx.store_url or str(state_dir / "store"), config.history)
         folds = FoldProcess(store.url, replace(config.history, scratch_dir=config.history.scratch_dir or str(state_dir)))
         self._volumes = AssignedVolumes(config, self._intake, shared, store, self._declared.codec, self._on_crash, folds)
         self._reporter = Reporter(state_dir, "cx", name, self._control)

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from history.retention_table import FOR_EVER, parse_table
-from history.store import open_store
 from history.upkeep import Policy, Upkeep
+from history.vault import open_vault
 from stream.config import HistoryConfig
 from stream.errors import ConfigError, HostoffloadError, IntegrityError, RetryError
 from stream.log import Repeats, event
@@ -204,7 +204,8 @@ def main() -> None:
         volume = json.loads(lines.get())["volume"]
         try:
             if volume not in upkeeps:
-                upkeeps[volume] = Upkeep(open_store(url), volume, policy_of(HistoryConfig(**told)))
+                config = HistoryConfig(**told)
+                upkeeps[volume] = Upkeep(open_vault(url, config), volume, policy_of(config))
             answer: dict[str, Any] = _turn(upkeeps[volume])
         except HostoffloadError as error:
             answer = {"error": str(error), "hint": error.hint, "kind": type(error).__name__}

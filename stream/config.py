@@ -40,7 +40,7 @@ class KafkaConfig:
     )
     ssl_ca: str = key("", "PEM file of the authorities that may sign the broker's certificate; empty: those of the system")
     ssl_certificate: str = key("", "PEM file of this client's own certificate and its chain; empty: it shows none")
-    ssl_key: str = key("", "PEM file of the private key, without a passphrase, of `kafka.ssl_certificate`")
+    ssl_key: str = key("", "PEM file of the private key, without a passphrase, of that certificate")
     sasl_mechanism: str = key("SCRAM-SHA-512", "how the password is proved", choices=("SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"))
     sasl_username: str = key("", "user name at the broker")
     sasl_password: str = key("", "the password itself, best by its environment variable; one of three ways", secret=True)
@@ -99,6 +99,9 @@ class HistoryConfig:
     codec: str = key("zstd", "compression of folds", choices=("none", "snappy", "zstd", "lz4"))
     every_s: float = key(20.0, "how often a CX worker looks what is to be folded or deleted, in s", minimum=0.1)
     scratch_dir: str = key("", "folder for what is being folded, on a disk; empty: the state folder")
+    encryption_key_file: str = key("", "file of keys, one a line in base64: the first seals what is stored from now on, all are read by")
+    encryption_key_command: str = key("", "shell line that prints those keys, in place of a file")
+    encryption_required: bool = key(False, "refuse a store that has objects without a seal: for when the last of them has expired")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,19 +7,13 @@ a process prove themselves alike. A password leaves this module only inside thos
 from __future__ import annotations
 
 import ssl
-import subprocess
-import threading
-import time
 from pathlib import Path
 
 from stream.config import KafkaConfig
 from stream.errors import ConfigError
+from stream.secret import from_command, from_file
 
-COMMAND_S_MAX = 30.0
-COMMAND_KEPT_S = 60.0
 _MANUAL = "See docs/security.md."
-_told: dict[str, tuple[float, str]] = {}
-_telling = threading.Lock()
 
 
 def uses_tls(config: KafkaConfig) -> bool:
@@ -99,42 +93,10 @@ def tls_context(config: KafkaConfig) -> ssl.SSLContext:
 def password(config: KafkaConfig) -> str:
     """Return the password; it may wait for a command. Raises ConfigError that says which way failed, never with what it gave."""
     if config.sasl_password_file:
-        return _from_file(Path(config.sasl_password_file))
+        return from_file("kafka.sasl_password_file", config.sasl_password_file)[0]
     if config.sasl_password_command:
-        return _from_command(config.sasl_password_command)
+        return from_command("kafka.sasl_password_command", config.sasl_password_command)[0]
     return config.sasl_password
-
-
-def _from_file(path: Path) -> str:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"kafka.sasl_password_file can't be read: {error.strerror}", hint=_MANUAL, path=path) from error
-    except UnicodeDecodeError:
-        raise ConfigError("kafka.sasl_password_file is not text", hint="Its first line is the password.", path=path) from None
-    if not lines or not lines[0]:
-        raise ConfigError("kafka.sasl_password_file is empty", hint="Its first line is the password.", path=path)
-    return lines[0]
-
-
-def _from_command(line: str) -> str:
-    """Run the line, or return what it said less than a minute ago: a service makes many clients."""
-    with _telling:
-        kept_until_s, word = _told.get(line, (0.0, ""))
-        if time.monotonic() < kept_until_s:
-            return word
-        hint = "kafka.sasl_password_command is a shell line that prints the password and exits with 0."
-        try:
-            done = subprocess.run(
-                line, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=COMMAND_S_MAX, check=False, text=True
-            )
-        except (subprocess.TimeoutExpired, UnicodeDecodeError):
-            raise ConfigError("kafka.sasl_password_command gives no password", hint=hint) from None  # the cause may hold what it said
-        lines = done.stdout.splitlines()
-        if done.returncode or not lines or not lines[0]:
-            raise ConfigError("kafka.sasl_password_command gives no password", hint=hint, exit_code=done.returncode)
-        _told[line] = (time.monotonic() + COMMAND_KEPT_S, lines[0])
-        return lines[0]
 
 
 def _no_passphrase() -> str:

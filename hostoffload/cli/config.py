@@ -25,9 +25,12 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _check(context: Context, options: argparse.Namespace) -> int:
+    from history.vault import load_keys
+
     config = context.config()
     parse_listen(config.agent.listen)
     security.check(config.kafka)
+    load_keys(config.history)
     shown = describe(config)
     source = context.config_file()
     context.say(f"config: {source if source is not None else 'no file, defaults and environment only'}")

@@ -82,7 +82,7 @@ def test_a_command_is_asked_once_a_minute(tmp_path: Path) -> None:
 def test_a_command_that_fails_is_told_without_what_it_said(line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         security.password(replace(SASL, sasl_password="", sasl_password_command=line))
-    assert caught.value.sentence == "kafka.sasl_password_command gives no password"
+    assert caught.value.sentence == "kafka.sasl_password_command gives nothing"
     assert WORD not in repr(caught.value) + str(caught.value) + caught.value.hint
 
 
