@@ -62,6 +62,9 @@ class AgentConfig:
     verify_bytes_per_s: int = key(1 << 20, "speed at which each volume is verified in the background; 0: only when asked", minimum=0)
     sync_bytes_per_s_max: int = key(0, "speed limit of the first copy and of resync, for each volume; 0 without a limit", minimum=0)
     listen: str = key("", "host:port of the NBD server; empty: only the unix socket in the state folder")
+    tls_certificate: str = key("", "PEM file of the certificate of the NBD server over TCP; if set, clients must use TLS and show one")
+    tls_key: str = key("", "PEM file of its private key, without a passphrase")
+    tls_client_ca: str = key("", "PEM file of the authorities whose certificates clients must show")
     connections_max: int = key(64, "NBD connections served at once", minimum=1)
     heartbeat_s: float = key(1.0, "a mark is sent when nothing else was for this long", minimum=0.05)
     compare_wait_s: float = key(

@@ -25,11 +25,13 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _check(context: Context, options: argparse.Namespace) -> int:
+    from agent.listener_tls import listener_tls
     from history.vault import load_keys
 
     config = context.config()
     parse_listen(config.agent.listen)
     security.check(config.kafka)
+    listener_tls(config.agent)
     load_keys(config.history)
     shown = describe(config)
     source = context.config_file()

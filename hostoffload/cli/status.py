@@ -51,7 +51,7 @@ def uri_of(context: Context, config: Config, name: str) -> str:
     if tcp is None:
         return format_uri(name, layout.nbd_socket(context.state_dir))
     host, port = tcp
-    return format_uri(name, (host_name() if host in ANY_ADDRESS else host, port))
+    return format_uri(name, (host_name() if host in ANY_ADDRESS else host, port), tls=bool(config.agent.tls_certificate))
 
 
 def _run(context: Context, options: argparse.Namespace) -> int:
