@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient
 
 from stream import security
 from stream.config import KafkaConfig
-from stream.errors import ConfigError, HostoffloadError, RetryError
+from stream.errors import ConfigError, RetryError
 from stream.kafka import client_settings, translate
 from stream.ping import REQUEST, address, ping
 from stream.topics import CONTROL_TOPIC
@@ -29,7 +29,7 @@ _silent.propagate = False
 
 
 def check_access(config: KafkaConfig, ping_s: float = 1.0, answer_s: float = ANSWER_S) -> None:
-    """Return when the broker has answered a client of this config.
+    """Return when the broker has answered a client of this config; for a plain one an answered ping will do, which costs a millisecond.
 
     Raises ConfigError that says what is refused, RetryError if nobody answers a ping within `ping_s` or the client within `answer_s`.
     """
@@ -41,7 +41,8 @@ def check_access(config: KafkaConfig, ping_s: float = 1.0, answer_s: float = ANS
         raise RetryError(f"Kafka does not answer at {config.bootstrap}", hint="It is waited for.")
     if tls:
         _check_certificates(config, ping_s)
-    _ask(config, answer_s)
+    if config.security_protocol != "plaintext":
+        _ask(config, answer_s)
 
 
 def _check_certificates(config: KafkaConfig, timeout_s: float) -> None:
@@ -83,7 +84,7 @@ def _ask(config: KafkaConfig, timeout_s: float) -> None:
             if refused is not None:
                 raise _refused_user(config, refused) from error
             if time.monotonic() >= until_s:
-                raise _unanswered(config, error) from error
+                raise translate(error, f"Kafka at {config.bootstrap} does not serve this client") from error
 
 
 def _other_protocol(config: KafkaConfig) -> ConfigError:
@@ -104,13 +105,4 @@ def _refused_user(config: KafkaConfig, refused: KafkaError) -> ConfigError:
         f"Kafka refuses the user {config.sasl_username}: wrong name or password",
         hint="Check kafka.sasl_username, the password, and that the broker has this user for kafka.sasl_mechanism.",
         mechanism=config.sasl_mechanism,
-    )
-
-
-def _unanswered(config: KafkaConfig, error: KafkaException) -> HostoffloadError:
-    if security.uses_sasl(config):
-        return translate(error, f"Kafka at {config.bootstrap} does not serve this client")
-    return RetryError(
-        f"Kafka at {config.bootstrap} answers a ping and no client",
-        hint="If its listener asks for a user, set kafka.security_protocol to sasl_plaintext or sasl_ssl; else wait until it is ready.",
     )

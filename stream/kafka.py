@@ -93,4 +93,5 @@ def translate(error: KafkaException | KafkaError, sentence: str, **facts: object
         return TooLargeError(told, hint="Raise max.message.bytes of the topic.", **facts)
     if code in _DAMAGED:
         return IntegrityError(told, hint="Keep the topic as it is and look at the broker's disk.", **facts)
-    return RetryError(told, hint="Check that the broker runs and can be reached at the bootstrap address.", **facts)
+    hint = "Check that the broker runs, can be reached at the bootstrap address, and listens there for kafka.security_protocol."
+    return RetryError(told, hint=hint, **facts)

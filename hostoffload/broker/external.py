@@ -59,3 +59,5 @@ class ExternalBroker:
         from stream.access import check_access  # 60 ms to import, which a report never pays
 
         check_access(self._config, deadline_s, deadline_s)
+        if self._config.security_protocol == "plaintext":
+            probe.cluster(self.bootstrap, deadline_s)
