@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -205,7 +206,7 @@ def main() -> None:
         try:
             if volume not in upkeeps:
                 config = HistoryConfig(**told)
-                upkeeps[volume] = Upkeep(open_vault(url, config), volume, policy_of(config))
+                upkeeps[volume] = Upkeep(open_vault(url, config), volume, policy_of(config), clock_ns=time.time_ns)
             answer: dict[str, Any] = _turn(upkeeps[volume])
         except HostoffloadError as error:
             answer = {"error": str(error), "hint": error.hint, "kind": type(error).__name__}

@@ -12,7 +12,7 @@ from stream.config import KafkaConfig
 from stream.consumer import PartitionReader
 from stream.errors import ConfigError, RetryError
 from stream.producer import OrderedProducer
-from stream.topics import Topics, data_topics, writes_topic
+from stream.topics import CONTROL_TOPIC, Topics, data_topics, writes_topic
 from tests.certificates import Authority
 from tests.kafka_fixture import fresh_volume_name
 from tests.secure_kafka import ADMIN, SecureKafka
@@ -126,3 +126,14 @@ def _through(config: KafkaConfig) -> None:
     producer.close()
     with PartitionReader(config, writes_topic(volume)) as reader:
         assert [message.value for message in reader.read_range(0, 1)] == [b"one"]
+
+
+def test_a_client_whose_password_became_wrong_is_told_to_try_again(secure_kafka: SecureKafka) -> None:
+    """A service that runs must not stop for good: the administrator may put the old password back, or the new one into the file."""
+    config = secure_kafka.client(sasl_password="wrong-word")
+    with pytest.raises(RetryError), PartitionReader(config, CONTROL_TOPIC) as reader:
+        reader.bounds(3)
+    producer = OrderedProducer(config, CONTROL_TOPIC, lambda tag, _: None, queue_bytes_max=1 << 20)
+    producer.produce(b"one", [], "tag")
+    assert not producer.flush(3), "nothing is delivered, and nothing is given up"
+    producer.close()
