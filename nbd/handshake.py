@@ -93,9 +93,8 @@ class ServerHandshake:
         return self._next(self._reply(wire.REP_ERR_POLICY, sentence.encode()))
 
     def secured(self) -> None:
-        """Go on inside TLS; what was agreed outside of it is forgotten, as the protocol wants it."""
+        """Go on inside TLS. Nothing was agreed outside of it, which the protocol would have us forget."""
         self.starts_tls, self._open = False, True
-        self._structured, self._context_export = False, None
 
     def _client_flags(self, data: bytes) -> bytes:
         flags = wire.CLIENT_FLAGS.unpack(data)[0]

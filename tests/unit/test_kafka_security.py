@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cx_consumers.app import _credentials
+from hostoffload.broker import choose
 from stream import security
 from stream.config import KafkaConfig, describe, load
 from stream.errors import ConfigError
@@ -132,6 +133,14 @@ def test_faust_is_plain_or_shows_a_certificate_as_the_others_do(authority: Autho
     mutual = _credentials(KafkaConfig(security_protocol="ssl", ssl_ca=str(authority.ca)))
     assert mutual.protocol.value == "SSL" and mutual.context.check_hostname
     assert _credentials(SASL).protocol.value == "SASL_PLAINTEXT"
+
+
+def test_a_broker_of_this_machine_is_not_used_with_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KAFKA_BOOTSTRAP", raising=False)
+    monkeypatch.setattr("hostoffload.broker._Machine.lacks", lambda *_: None)
+    with pytest.raises(ConfigError, match="A broker of this machine speaks plain text"):
+        choose(tmp_path, bootstrap=None, force=None, say=print, client=replace(SASL, security_protocol="sasl_ssl"))
+    assert choose(tmp_path, bootstrap="kafka:9093", force=None, say=print, client=SASL).kind == "external"
 
 
 def _with_passphrase(key: Path) -> bytes:

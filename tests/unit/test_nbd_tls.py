@@ -66,7 +66,7 @@ def test_abort_before_tls_is_taken() -> None:
     assert talk.option(wire.OPT_ABORT) == wire.REP_ACK and talk.server.over
 
 
-def test_what_was_agreed_before_tls_is_forgotten_and_tls_begins_once() -> None:
+def test_tls_begins_once_and_without_data() -> None:
     talk = Talk()
     assert talk.option(wire.OPT_STARTTLS, b"x") == wire.REP_ERR_INVALID and not talk.server.starts_tls
     assert talk.option(wire.OPT_STARTTLS) == wire.REP_ACK and talk.server.starts_tls

@@ -27,7 +27,7 @@ def test_a_time_from_the_future_ages_nothing_where_a_clock_is_at_hand(believed: 
     maker.batch(write(0, b"false" * 8))
     store = open_store("memory:///")
     count = len(maker.messages)
-    stored(maker.messages, list(range(5, count, 5)) + [count], store=store)
+    stored(maker.messages, [*range(5, count, 5), count], store=store)
     before = len(Catalog(store, "v1").levels()[0])
     upkeep = Upkeep(store, "v1", Policy(TABLE), clock_ns=None if believed else lambda: now_ns)
     for _ in range(5):
