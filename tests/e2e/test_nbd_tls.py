@@ -72,7 +72,8 @@ def test_libnbd_and_fio_read_and_write_what_reaches_the_replica(secured: Secured
     _run("nbdcopy", "--connections=4", uri, str(tmp_path / "back"))
     assert first_difference(image, tmp_path / "back") is None
     job = "fio --name=x --ioengine=nbd --uri=$uri --rw=randrw --bsrange=512-256k --iodepth=32 --verify=crc32c --verify_fatal=1"
-    job += f" --verify_state_save=0 --fsync=16 --randseed=3 --size={SIZE}"  # in front of it nbdkit, because fio lets no URI name certificates
+    job += f" --verify_state_save=0 --fsync=16 --randseed=3 --size={SIZE}"
+    # nbdkit stands in front of fio, which lets no URI name certificates.
     _run("nbdkit", "-U", "-", "nbd", f"uri={secured.uri}", "tls=require", f"tls-certificates={secured.papers}", "--run", job)
     secured.system.check_equal("v", secured.source)
 
