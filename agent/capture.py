@@ -21,6 +21,7 @@ from agent.bookmarker import Bookmarker
 from agent.bookmarks import BookmarkFile
 from agent.declared import Declared
 from agent.doorbell import Doorbell
+from agent.listener_tls import listener_tls
 from agent.memory import make_folder
 from agent.pool import WORD_CAPTURE_WAITS, Pool, pool_chunks
 from agent.record_log import RecordLog
@@ -87,7 +88,8 @@ class Capture:
         self._declared = Declared()
         self._declared_stamp = 0
         self._table = ExportTable()
-        self._server = Server(self._table, sockets, connections_max=self._settings.connections_max)
+        tls = listener_tls(self._settings)
+        self._server = Server(self._table, sockets, connections_max=self._settings.connections_max, tls=tls)
         self._reporter = Reporter(state_dir, "capture", self._name, None)
         self._listener = threading.Thread(target=self._listen, name="publisher-bell", daemon=True)
         self._sweeper = threading.Thread(target=self._sweep, name="activity-sweep", daemon=True)

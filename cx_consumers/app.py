@@ -30,16 +30,17 @@ from cx_consumers.fold import FoldProcess
 from cx_consumers.foreign_log import quieten
 from cx_consumers.intake import Acknowledgements, Arrival, Intake
 from cx_consumers.ordering import Shared
-from history.store import open_store
+from history.vault import open_vault
+from stream import security
 from stream.config import Config, KafkaConfig
 from stream.control import ControlWriter
 from stream.errors import HostoffloadError, RetryError
 from stream.log import event
 from stream.report import Reporter
+from stream.roles import CX_GROUP
 from stream.schema import MESSAGE_BYTES_MAX
 from stream.topics import Topics, volume_of, writes_topic
 
-GROUP = "ho-cx"
 SESSION_TIMEOUT_S = 6.0
 HEARTBEAT_INTERVAL_S = 1.0
 REBALANCE_TIMEOUT_S = 10.0
@@ -118,9 +119,10 @@ class FaustIntake:
         self._assigned = assigned
         self._agents: dict[str, Any] = {}
         self._app = faust.App(
-            GROUP,
+            CX_GROUP,
             broker=[f"kafka://{address.strip()}" for address in config.bootstrap.split(",")],
             broker_client_id=f"ho-cx-{worker}",
+            broker_credentials=_credentials(config),
             broker_check_crcs=False,  # the codec's checksum covers every byte
             broker_session_timeout=SESSION_TIMEOUT_S,
             broker_heartbeat_interval=HEARTBEAT_INTERVAL_S,
@@ -206,6 +208,15 @@ class FaustIntake:
         self._assigned({volume for volume in volumes if volume in self._agents})
 
 
+def _credentials(config: KafkaConfig) -> Any:
+    """Return what Faust proves itself by, as `stream.kafka.client_settings` has it for the other clients; None for a plain connection."""
+    context = security.tls_context(config) if security.uses_tls(config) else None
+    if security.uses_sasl(config):
+        word = security.password(config)
+        return faust.SASLCredentials(username=config.sasl_username, password=word, ssl_context=context, mechanism=config.sasl_mechanism)
+    return faust.SSLCredentials(context) if context is not None else None
+
+
 def _gone(error: KafkaError) -> RetryError:
     """Return what an error that ended Faust asks of us: to be started again."""
     return RetryError("Kafka went away from the CX worker", hint="It is started again; look at the broker if it stays so.", got=repr(error))
@@ -225,7 +236,7 @@ class Worker:
         self._intake = Intake(config.cx.pipeline_bytes_max, loop)
         self._declared = DeclaredVolumes(config.kafka, self._topics, config.cx.codec, self._on_declared, lambda: self._volumes.workers())
         shared = Shared(KafkaBroker(config.kafka, self._topics), name, self._asks, Acknowledgements(loop))
-        store = open_store(config.cx.store_url or str(state_dir / "store"))
+        store = open_vault(config.cx.store_url or str(state_dir / "store"), config.history)
         folds = FoldProcess(store.url, replace(config.history, scratch_dir=config.history.scratch_dir or str(state_dir)))
         self._volumes = AssignedVolumes(config, self._intake, shared, store, self._declared.codec, self._on_crash, folds)
         self._reporter = Reporter(state_dir, "cx", name, self._control)

@@ -101,9 +101,9 @@ class DeclaredVolumes:
         for name, since_s in self._missing.items():
             if now_s < since_s + MISSING_S:
                 continue
-            event(_log, logging.WARNING, "topics_made_again", volume=name)
             try:
                 self._topics.ensure(data_topics(name, self._config))
+                event(_log, logging.WARNING, "topics_made_again", volume=name)
             except (ConfigError, ResyncError) as error:  # another setting, or deleted again just now: the other volumes go on
                 self._repeats.event(_log, logging.ERROR, "topics_not_made", volume=name, error=str(error), hint=error.hint or None)
 

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from history.retention_table import FOR_EVER, parse_table
-from history.store import open_store
 from history.upkeep import Policy, Reach, Upkeep
+from history.vault import open_vault
 from stream.config import HistoryConfig
 from stream.errors import ConfigError, HostoffloadError, IntegrityError, RetryError
 from stream.log import Repeats, event
@@ -214,7 +215,8 @@ def main() -> None:
         volume = json.loads(lines.get())["volume"]
         try:
             if volume not in upkeeps:
-                upkeeps[volume] = Upkeep(open_store(url), volume, policy_of(HistoryConfig(**told)))
+                config = HistoryConfig(**told)
+                upkeeps[volume] = Upkeep(open_vault(url, config), volume, policy_of(config), clock_ns=time.time_ns)
             answer: dict[str, Any] = _turn(upkeeps[volume])
         except HostoffloadError as error:
             answer = {"error": str(error), "hint": error.hint, "kind": type(error).__name__}

@@ -24,7 +24,7 @@ from cx_consumers.target_log import JournalLog
 from cx_consumers.target_store import StoredHistory
 from cx_consumers.target_task import Surroundings, Task
 from cx_consumers.target_volume import VolumeTarget
-from history.store import open_existing
+from history.vault import open_existing_vault
 from stream.config import Config
 from stream.control import ControlWriter, Entry, Follower, Request, VolumeDeclaration
 from stream.errors import ConfigError, HostoffloadError, ResyncError, RetryError
@@ -119,7 +119,7 @@ class Target:
             publish,
             stopped,
             self._inboxes[task.volume],
-            StoredHistory(task.volume, lambda: open_existing(self._store_url)),
+            StoredHistory(task.volume, lambda: open_existing_vault(self._store_url, self._config.history)),
         )
 
     def _wait_for_answer(self, request: Request) -> None:

@@ -71,15 +71,17 @@ def plan(
     leased: Collection[SegmentName] = (),
     bookmarks_ns: int = 0,
     bytes_max: int = 0,
+    now_ns_max: int | None = None,
 ) -> Plan:
     """Return what is due. `pins` are moments to be kept whatever their age, as bookmarks are up to `bookmarks_ns`; `leased` are segments
-    that are read now; beyond `bytes_max` (0: no limit) the finest and oldest history goes before its time.
+    that are read now; beyond `bytes_max` (0: no limit) the finest and oldest history goes before its time. No time later than `now_ns_max`
+    counts as now: else a record with a false capture time would make all others old.
 
     Raises what `listing.facts` and `listing.header` raise.
     """
     if not listing.levels.get(AS_WRITTEN):
         return Plan((), ())
-    return _Planner(listing, table, frozenset(pins), frozenset(leased), bookmarks_ns, bytes_max).plan()
+    return _Planner(listing, table, frozenset(pins), frozenset(leased), bookmarks_ns, bytes_max, now_ns_max).plan()
 
 
 class _Planner:
@@ -91,6 +93,7 @@ class _Planner:
         leased: frozenset[SegmentName],
         bookmarks_ns: int,
         bytes_max: int,
+        now_ns_max: int | None,
     ) -> None:
         self._listing = listing
         self._table = table
@@ -98,7 +101,8 @@ class _Planner:
         self._leased = leased
         self._bookmarks_ns = bookmarks_ns
         self._levels = {level: sorted(listing.levels.get(level, ()), key=_last) for level in table.levels}
-        self._now_ns = listing.facts(self._levels[AS_WRITTEN][-1]).last_time_ns
+        newest_ns = listing.facts(self._levels[AS_WRITTEN][-1]).last_time_ns
+        self._now_ns = newest_ns if now_ns_max is None else min(newest_ns, now_ns_max)
         self._excess_bytes = sum(listing.sizes.values()) - bytes_max if bytes_max else 0
         self._folds: list[FoldTask] = []
         self._deletes: list[SegmentName] = []

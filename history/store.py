@@ -1,7 +1,7 @@
 """The object store: immutable objects by name, in a local folder or wherever a URL points.
 
-Used by persist to write segments and by recovery to read them; knows nothing of what is in them. A local folder is the default; `s3://`,
-`gs://`, `az://` and `memory://` go through the library obstore, with its environment variables for credentials.
+Used through `history.vault` by persist to write segments and by recovery to read them; knows nothing of what is in them. A local folder
+is the default; `s3://`, `gs://`, `az://` and `memory://` go through the library obstore, with its environment variables for credentials.
 
 Guarantees of `put`, the same for every store (tests/contract/test_store.py): an object is there whole or not at all, under no circumstance
 is one replaced, and when `put` returns it is durable. obstore's own local store renames but never fsyncs (traced), so a local put is

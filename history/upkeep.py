@@ -8,7 +8,7 @@ last plan says, none of it under a lease.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,17 @@ class Reach:
 class Upkeep:
     """Fold and expire one volume's history. One thread uses it."""
 
-    def __init__(self, store: Store, volume: str, policy: Policy, *, watch: LeaseWatch | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        volume: str,
+        policy: Policy,
+        *,
+        watch: LeaseWatch | None = None,
+        clock_ns: Callable[[], int] | None = None,
+    ) -> None:
+        """`clock_ns` tells a time that no age is counted from later than; None: records are believed whatever time they tell."""
+        self._clock_ns = clock_ns
         self._catalog = Catalog(store, volume, headers_bytes_max=HEADERS_BYTES_MAX, cache=BlockCache(0))
         self._volume = volume
         self._policy = policy
@@ -115,6 +125,7 @@ class Upkeep:
             leased=self._watch.look(),
             bookmarks_ns=self._policy.bookmarks_ns,
             bytes_max=self._policy.bytes_max,
+            now_ns_max=None if self._clock_ns is None else self._clock_ns(),
         )
 
     def _of(self, name: SegmentName) -> Facts:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from hostoffload.broker.probe import ping
 from hostoffload.cli.service import ensure_shared_topics
 from stream.config import Config, host_name
 from stream.control import Answer, Bookmark, ControlWriter, Entry, Follower, GroupDeclaration, Request, VolumeDeclaration, bookmark_key
 from stream.errors import RetryError
+from stream.ping import ping
+from stream.security import uses_tls
 
-PING_S = 2.0
+PING_S = 1.5
+OTHER_PING_S = 0.5  # it speaks, only not as configured: `ensure_shared_topics` says so
 TOPICS_S = 15.0
 POLL_S = 0.2
 
@@ -24,7 +26,7 @@ class ControlRoom:
 
     def __init__(self, config: Config) -> None:
         bootstrap = config.kafka.bootstrap
-        if not ping(bootstrap, PING_S):
+        if not ping(bootstrap, PING_S, tls=uses_tls(config.kafka)) and not ping(bootstrap, OTHER_PING_S, tls=not uses_tls(config.kafka)):
             raise RetryError(
                 f"Kafka does not answer at {bootstrap}", hint="See `hostoffload broker status`; `hostoffload up` starts what is missing."
             )

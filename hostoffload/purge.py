@@ -16,9 +16,9 @@ def purge_topics(config: Config, volume: str) -> None:
 
 def purge_history(config: Config, state_dir: Path, volume: str) -> int:
     """Delete every object of the volume from the store; return how many there were. Raises RetryError, ConfigError."""
-    from history.store import open_store
+    from history.vault import open_vault
 
-    store = open_store(config.cx.store_url or str(layout.store_dir(state_dir)))
+    store = open_vault(config.cx.store_url or str(layout.store_dir(state_dir)), config.history)
     objects = store.list(f"{volume}/")
     for one in objects:
         store.delete(one.name)

@@ -10,6 +10,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable
+from ssl import SSLContext
 from time import monotonic
 
 from nbd import wire
@@ -19,6 +20,7 @@ from nbd.errors import ProtocolError
 from nbd.exports import Exports, resolve
 from nbd.handshake import ExportInfo, ServerHandshake
 from nbd.notices import inform, log, warn
+from nbd.tls import TlsSocket
 from nbd.transmission import Transmission
 
 HANDSHAKE_S_MAX = 30.0
@@ -28,12 +30,20 @@ class Connection:
     """A client's socket and what is served on it. `export` and `device` are set once the handshake is done."""
 
     def __init__(
-        self, sock: socket.socket, exports: Exports, crowd: Crowd, ended: Callable[[Connection], None], *, refusal: str = ""
+        self,
+        sock: socket.socket,
+        exports: Exports,
+        crowd: Crowd,
+        ended: Callable[[Connection], None],
+        *,
+        refusal: str = "",
+        tls: SSLContext | None = None,
     ) -> None:
-        """Serve `sock`, which now belongs to the connection; `ended` is called last, on the connection's thread."""
+        """Serve `sock`, which is now the connection's own, with `tls` over TLS only; `ended` is called last, on the connection's thread."""
         self._crowd = crowd
         self.export: str | None = None
-        self._sock = sock
+        self._sock: socket.socket | TlsSocket = sock
+        self._tls = tls
         self._exports = exports
         self._ended = ended
         self._refusal = refusal
@@ -112,7 +122,7 @@ class Connection:
     def _negotiate(self) -> tuple[wire.Terms, BlockDevice, Session] | None:
         """Lead the client through the handshake; return what was agreed, or None if it only asked."""
         deadline = monotonic() + HANDSHAKE_S_MAX
-        handshake = ServerHandshake(self._find, self._exports.names, refusal=self._refusal)
+        handshake = ServerHandshake(self._find, self._exports.names, refusal=self._refusal, tls=self._tls is not None)
         answer = handshake.greeting()
         session = None
         try:
@@ -126,6 +136,9 @@ class Connection:
                     return agreed
                 if handshake.over:
                     return None
+                if handshake.starts_tls:
+                    self._sock = TlsSocket(self._sock, self._tls)
+                    handshake.secured()
                 answer = handshake.feed(self._receive(handshake.wanted_bytes, deadline))
                 if handshake.terms is not None:
                     session, answer = self._open(handshake, answer)

@@ -39,13 +39,19 @@ class ServerHandshake:
     """One client's negotiation.
 
     `find` returns the export of a name or None ("" is the default export); `names` those that LIST shows. With `refusal`, a
-    sentence, every attempt to use an export is answered by it.
+    sentence, every attempt to use an export is answered by it. With `tls` (the protocol's FORCEDTLS) a client learns and gets nothing
+    before it has asked for TLS: `starts_tls` is then true until the caller, having sent the answer and shaken hands, calls `secured`.
     """
 
-    def __init__(self, find: Callable[[str], ExportInfo | None], names: Callable[[], list[str]], *, refusal: str = "") -> None:
+    def __init__(
+        self, find: Callable[[str], ExportInfo | None], names: Callable[[], list[str]], *, refusal: str = "", tls: bool = False
+    ) -> None:
         self.wanted_bytes = wire.CLIENT_FLAGS.size
         self.terms: wire.Terms | None = None
         self.over = False
+        self.starts_tls = False
+        self._tls = tls
+        self._open = not tls
         self._find = find
         self._names = names
         self._refusal = refusal
@@ -86,6 +92,10 @@ class ServerHandshake:
             raise ProtocolError(sentence)
         return self._next(self._reply(wire.REP_ERR_POLICY, sentence.encode()))
 
+    def secured(self) -> None:
+        """Go on inside TLS. Nothing was agreed outside of it, which the protocol would have us forget."""
+        self.starts_tls, self._open = False, True
+
     def _client_flags(self, data: bytes) -> bytes:
         flags = wire.CLIENT_FLAGS.unpack(data)[0]
         if flags & ~_FLAGS:
@@ -114,10 +124,15 @@ class ServerHandshake:
         return b"" if length_bytes else self._option_data(b"")
 
     def _option_data(self, data: bytes) -> bytes:
+        if self._option == wire.OPT_STARTTLS:
+            return self._next(self._start_tls(data))
+        if not self._open and self._option != wire.OPT_ABORT:
+            if self._option == wire.OPT_EXPORT_NAME:
+                raise ProtocolError("the client wants an export without TLS")
+            return self._next(self._reply(wire.REP_ERR_TLS_REQD, b"TLS is required here"))
         answer = self._answers.get(self._option)
         if answer is None:
-            kind = wire.REP_ERR_POLICY if self._option == wire.OPT_STARTTLS else wire.REP_ERR_UNSUP
-            return self._next(self._reply(kind, b"not offered here"))
+            return self._next(self._reply(wire.REP_ERR_UNSUP, b"not offered here"))
         try:
             reply = answer(data)
         except ProtocolError as error:
@@ -128,6 +143,14 @@ class ServerHandshake:
 
     def _reply(self, kind: int, data: bytes = b"") -> bytes:
         return wire.pack_option_reply(self._option, kind, data)
+
+    def _start_tls(self, data: bytes) -> bytes:
+        if not self._tls:
+            return self._reply(wire.REP_ERR_POLICY, b"not offered here")
+        if data or self._open:
+            return self._reply(wire.REP_ERR_INVALID, b"this option carries no data" if data else b"TLS is in use already")
+        self.starts_tls = True
+        return self._reply(wire.REP_ACK)
 
     def _abort(self, data: bytes) -> bytes:
         self.over = True

@@ -11,6 +11,7 @@ import selectors
 import socket
 import threading
 from collections.abc import Iterable
+from ssl import SSLContext
 from time import monotonic
 
 from nbd.apart import Crowd
@@ -30,8 +31,17 @@ ACCEPT_PAUSE_S = 0.1
 class Server:
     """Serves `exports` on `sockets` from `start` until `stop`."""
 
-    def __init__(self, exports: Exports, sockets: Iterable[socket.socket], *, connections_max: int = CONNECTIONS_MAX) -> None:
+    def __init__(
+        self,
+        exports: Exports,
+        sockets: Iterable[socket.socket],
+        *,
+        connections_max: int = CONNECTIONS_MAX,
+        tls: SSLContext | None = None,
+    ) -> None:
+        """With `tls` (`nbd.tls.server_context`) clients over TCP must begin TLS; unix sockets are as they are."""
         self._exports = exports
+        self._tls = tls
         self._sockets = list(sockets)
         self._connections_max = connections_max
         self._crowd = Crowd()
@@ -100,8 +110,9 @@ class Server:
             warn("connection_refused", connections=count)
             sock.close()
             return
+        tls = self._tls if listener.family != socket.AF_UNIX else None
         refusal = "too many connections" if count >= self._connections_max else ""
-        connection = Connection(sock, self._exports, self._crowd, self._forget, refusal=refusal)
+        connection = Connection(sock, self._exports, self._crowd, self._forget, refusal=refusal, tls=tls)
         with self._lock:
             self._connections.add(connection)
         try:

@@ -1,4 +1,4 @@
-"""NBD URIs: nbd://host:port/export and nbd+unix:///export?socket=/path.
+"""NBD URIs: nbd://host:port/export, nbds:// for the same over TLS, and nbd+unix:///export?socket=/path.
 
 Source of the format: the NBD project's doc/uri.md.
 """
@@ -23,18 +23,18 @@ class Target:
     address: str | tuple[str, int]
 
 
-def format_uri(export: str, address: Address) -> str:
-    """Return the URI of `export` at a unix socket's path or (host, port)."""
+def format_uri(export: str, address: Address, *, tls: bool = False) -> str:
+    """Return the URI of `export` at a unix socket's path or (host, port), there over TLS if `tls`."""
     name = quote(export, safe="")
     if isinstance(address, tuple):
         host, port = address
         host = f"[{host}]" if ":" in host else host
-        return f"nbd://{host}:{port}/{name}"
+        return f"{'nbds' if tls else 'nbd'}://{host}:{port}/{name}"
     return f"nbd+unix:///{name}?socket={quote(os.path.abspath(os.fspath(address)), safe='/')}"
 
 
 def parse_uri(uri: str) -> Target:
-    """Parse a URI. Raises ValueError with a sentence for everything that is none, TLS included."""
+    """Parse a URI. Raises ValueError with a sentence for everything that is none, and for TLS, which the client here does not speak."""
     parts = urlsplit(uri)
     export = unquote(parts.path[1:] if parts.path.startswith("/") else parts.path)
     if parts.scheme == "nbd":
@@ -47,5 +47,5 @@ def parse_uri(uri: str) -> Target:
             raise ValueError(f"exactly one socket=PATH is needed in {uri!r}")
         return Target(export, paths[0])
     if parts.scheme in ("nbds", "nbds+unix"):
-        raise ValueError(f"TLS is not offered here: {uri!r}")
+        raise ValueError(f"this client speaks no TLS: {uri!r}")
     raise ValueError(f"not an NBD URI: {uri!r}")

@@ -22,7 +22,8 @@ from history.image import Image, Layer
 from history.leases import Lease
 from history.outline import read_outline
 from history.segment import SegmentHeader, SegmentName
-from history.store import Store, open_existing
+from history.store import Store
+from history.vault import open_existing_vault
 from recovery.plan import Moment, Plan, told_nearest
 from recovery.planner import Planner
 from recovery.point import Ago, AtBookmark, AtPosition, AtTime, Wanted, parse_point
@@ -117,7 +118,7 @@ class Opener:
             raise ConfigError("No store is known", hint="Set cx.store_url.")
         self.volume = volume
         self.note: str | None = None
-        self._store = store if store is not None else open_existing(config.cx.store_url)
+        self._store = store if store is not None else open_existing_vault(config.cx.store_url, config.history)
         self._journal = journal or (lambda: KafkaJournal(config.kafka, volume))
         self._scratch = scratch
         self._now_ns = now_ns

@@ -23,6 +23,7 @@ from stream.codec import decode_journal
 from stream.config import KafkaConfig
 from stream.errors import IntegrityError, RetryError
 from stream.ping import ping
+from stream.security import uses_tls
 from stream.topic_names import journal_topic
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class KafkaJournal:
 
     def __init__(self, config: KafkaConfig, volume: str) -> None:
         self._topic = journal_topic(volume)
-        if not config.bootstrap or not ping(config.bootstrap, ANSWER_S):
+        if not config.bootstrap or not ping(config.bootstrap, ANSWER_S, tls=uses_tls(config)):
             raise RetryError(f"Kafka does not answer at {config.bootstrap or 'any known address'}", topic=self._topic)
         from stream.consumer import PartitionReader  # 40 ms, which points of the store alone are spared
         from stream.topics import Topics

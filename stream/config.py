@@ -24,7 +24,8 @@ _MASK = "********"
 
 def key(default: Any, meaning: str, *, minimum: float | None = None, choices: tuple[str, ...] = (), secret: bool = False) -> Any:
     """Declare one key: its default, its meaning, and what it may be."""
-    return field(default=default, metadata={"meaning": meaning, "minimum": minimum, "choices": choices, "secret": secret})
+    told = {"meaning": meaning, "minimum": minimum, "choices": choices, "secret": secret}
+    return field(default=default, repr=not secret, metadata=told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,17 @@ class KafkaConfig:
     min_insync_replicas: int = key(1, "replicas that must have a message before it counts as durable", minimum=1)
     retention_ms: int = key(86_400_000, "how long Kafka keeps the data topics, in ms; -1 for ever", minimum=-1)
     retention_bytes: int = key(-1, "how many bytes Kafka keeps of each data topic; -1 without a limit", minimum=-1)
+    security_protocol: str = key(
+        "plaintext", "how clients talk to the broker", choices=("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
+    )
+    ssl_ca: str = key("", "PEM file of the authorities that may sign the broker's certificate; empty: those of the system")
+    ssl_certificate: str = key("", "PEM file of this client's own certificate and its chain; empty: it shows none")
+    ssl_key: str = key("", "PEM file of the private key, without a passphrase, of that certificate")
+    sasl_mechanism: str = key("SCRAM-SHA-512", "how the password is proved", choices=("SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"))
+    sasl_username: str = key("", "user name at the broker")
+    sasl_password: str = key("", "the password itself, best by its environment variable; one of three ways", secret=True)
+    sasl_password_file: str = key("", "file whose first line is the password; read again for each new connection's client")
+    sasl_password_command: str = key("", "shell line that prints the password; asked again after a minute")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,9 @@ class AgentConfig:
     verify_bytes_per_s: int = key(1 << 20, "speed at which each volume is verified in the background; 0: only when asked", minimum=0)
     sync_bytes_per_s_max: int = key(0, "speed limit of the first copy and of resync, for each volume; 0 without a limit", minimum=0)
     listen: str = key("", "host:port of the NBD server; empty: only the unix socket in the state folder")
+    tls_certificate: str = key("", "PEM file of the certificate of the NBD server over TCP; if set, clients must use TLS and show one")
+    tls_key: str = key("", "PEM file of its private key, without a passphrase")
+    tls_client_ca: str = key("", "PEM file of the authorities whose certificates clients must show")
     connections_max: int = key(64, "NBD connections served at once", minimum=1)
     heartbeat_s: float = key(1.0, "a mark is sent when nothing else was for this long", minimum=0.05)
     compare_wait_s: float = key(
@@ -87,6 +102,9 @@ class HistoryConfig:
     codec: str = key("zstd", "compression of folds", choices=("none", "snappy", "zstd", "lz4"))
     every_s: float = key(20.0, "how often a CX worker looks what is to be folded or deleted, in s", minimum=0.1)
     scratch_dir: str = key("", "folder for what is being folded, on a disk; empty: the state folder")
+    encryption_key_file: str = key("", "file of keys, one a line in base64: the first seals what is stored from now on, all are read by")
+    encryption_key_command: str = key("", "shell line that prints those keys, in place of a file")
+    encryption_required: bool = key(False, "refuse a store that has objects without a seal: for when the last of them has expired")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +202,7 @@ def _section(section: str, told: dict[str, tuple[Any, str]]) -> Any:
 
 def _value(one: Any, section: str, value: Any, source: str) -> Any:
     expected = type(one.default)
+    shown = _MASK if one.metadata["secret"] else repr(value)
     try:
         if expected is bool and isinstance(value, str):
             value = {"true": True, "1": True, "false": False, "0": False}[value.lower()]
@@ -193,7 +212,7 @@ def _value(one: Any, section: str, value: Any, source: str) -> Any:
             raise ValueError(value)
     except (KeyError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"{source}: {section}.{one.name} must be a {expected.__name__}, not {value!r}", hint=one.metadata["meaning"]
+            f"{source}: {section}.{one.name} must be a {expected.__name__}, not {shown}", hint=one.metadata["meaning"]
         ) from error
     minimum, choices = one.metadata["minimum"], one.metadata["choices"]
     if minimum is not None and value < minimum:

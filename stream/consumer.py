@@ -16,6 +16,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from stream.config import KafkaConfig
 from stream.errors import HostoffloadError, ResyncError, RetryError
 from stream.kafka import client_settings, translate
+from stream.roles import READER_GROUPS
 from stream.schema import MESSAGE_BYTES_MAX
 
 QUERY_TIMEOUT_S = 10.0
@@ -52,7 +53,7 @@ class PartitionReader:
         self._consumer = Consumer(
             client_settings(config)
             | {
-                "group.id": f"ho.reader.{uuid.uuid4().hex}",
+                "group.id": f"{READER_GROUPS}{uuid.uuid4().hex}",
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "error",

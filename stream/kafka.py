@@ -10,6 +10,7 @@ import time
 
 from confluent_kafka import KafkaError, KafkaException
 
+from stream import security
 from stream.config import KafkaConfig
 from stream.errors import ConfigError, FencedError, HostoffloadError, IntegrityError, ResyncError, RetryError, TooLargeError
 
@@ -60,7 +61,10 @@ _librdkafka_log.addHandler(_QuietLog())
 
 
 def client_settings(config: KafkaConfig) -> dict[str, object]:
-    """Return the librdkafka settings of any client: where the broker is, how to reach it again, where the log goes."""
+    """Return the librdkafka settings of any client: where the broker is, how both prove themselves, where the log goes.
+
+    They hold the password: hand them to a client and to nobody else. Raises ConfigError if it can't be had.
+    """
     settings: dict[str, object] = {
         "bootstrap.servers": config.bootstrap,
         "reconnect.backoff.ms": RECONNECT_BACKOFF_MS,
@@ -71,7 +75,7 @@ def client_settings(config: KafkaConfig) -> dict[str, object]:
         "log.connection.close": False,
         "allow.auto.create.topics": False,  # a topic made by the way would lack the settings that carry a guarantee
     }
-    return settings
+    return settings | security.librdkafka(config)
 
 
 def translate(error: KafkaException | KafkaError, sentence: str, **facts: object) -> HostoffloadError:
@@ -89,4 +93,5 @@ def translate(error: KafkaException | KafkaError, sentence: str, **facts: object
         return TooLargeError(told, hint="Raise max.message.bytes of the topic.", **facts)
     if code in _DAMAGED:
         return IntegrityError(told, hint="Keep the topic as it is and look at the broker's disk.", **facts)
-    return RetryError(told, hint="Check that the broker runs and can be reached at the bootstrap address.", **facts)
+    hint = "Check that the broker runs, can be reached at the bootstrap address, and listens there for kafka.security_protocol."
+    return RetryError(told, hint=hint, **facts)

@@ -1,16 +1,19 @@
 """The `external` kind: somebody else's Kafka, named by --bootstrap or KAFKA_BOOTSTRAP.
 
-It is only asked whether it answers; nothing is started, stopped or configured here.
+It is only asked whether it answers, and takes us; nothing is started, stopped or configured here.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hostoffload.broker import probe
 from hostoffload.broker.folder import BrokerFolder, BrokerState
 from hostoffload.broker.interface import BrokerStatus
+from stream.config import KafkaConfig
+from stream.security import uses_tls
 
 
 class ExternalBroker:
@@ -18,8 +21,9 @@ class ExternalBroker:
 
     kind = "external"
 
-    def __init__(self, folder: BrokerFolder, bootstrap: str) -> None:
+    def __init__(self, folder: BrokerFolder, bootstrap: str, config: KafkaConfig) -> None:
         self._folder = folder
+        self._config = replace(config, bootstrap=bootstrap)
         self.bootstrap = bootstrap
 
     def start(self, deadline_s: float) -> None:
@@ -31,8 +35,8 @@ class ExternalBroker:
         """Leave it alone."""
 
     def status(self) -> BrokerStatus:
-        """Report by one ping; a broker behind TLS answers no ping and is reported as not ready."""
-        return BrokerStatus(self.kind, self.bootstrap, None, probe.ping(self.bootstrap))
+        """Report by one ping, which over TLS is a handshake."""
+        return BrokerStatus(self.kind, self.bootstrap, None, probe.ping(self.bootstrap, tls=uses_tls(self._config)))
 
     def prepare(self) -> None:
         """Remember the address in the state folder, beside the local broker's identity if there was one."""
@@ -51,5 +55,9 @@ class ExternalBroker:
         return dict(os.environ)
 
     def wait_ready(self, deadline_s: float) -> None:
-        """List its topics once. Raises RetryError if it does not answer within `deadline_s`."""
-        probe.cluster(self.bootstrap, deadline_s)
+        """Ask it once as a client. Raises RetryError if it does not answer within `deadline_s`, ConfigError if it refuses us."""
+        from stream.access import check_access  # 60 ms to import, which a report never pays
+
+        check_access(self._config, deadline_s, deadline_s)
+        if self._config.security_protocol == "plaintext":
+            probe.cluster(self.bootstrap, deadline_s)

@@ -46,6 +46,7 @@ COMMANDS = (
     "plan",
     "demo",
     "config",
+    "acl",
     "supervise",
     "metrics",
 )

@@ -73,7 +73,7 @@ def _stop(context: Context, options: argparse.Namespace) -> int:
 def _status(context: Context, options: argparse.Namespace) -> int:
     from hostoffload.broker import current
 
-    found = current(context.state_dir)
+    found = current(context.state_dir, context.config().kafka)
     if found is None:
         context.answer({"kind": None, "bootstrap": None, "pid": None, "ready": False}, "no broker was chosen here")
         return 1

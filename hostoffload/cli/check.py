@@ -25,10 +25,11 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _run(context: Context, options: argparse.Namespace) -> int:
     from history.checker import Checked, check_volume
-    from history.store import open_existing
+    from history.vault import open_existing_vault
 
-    url = context.config().cx.store_url or str(layout.store_dir(context.state_dir))
-    store = open_existing(url)
+    config = context.config()
+    url = config.cx.store_url or str(layout.store_dir(context.state_dir))
+    store = open_existing_vault(url, config.history)
     if store is None:
         raise ConfigError(f"There is no store at {url}", hint="Segments are stored there when the first volume is protected.")
     names = sorted({one.name.partition("/")[0] for one in store.list()})

@@ -8,6 +8,7 @@ from typing import Any
 
 from hostoffload.context import Context
 from hostoffload.listeners import parse_listen
+from stream import security
 from stream.config import describe
 
 
@@ -24,8 +25,14 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _check(context: Context, options: argparse.Namespace) -> int:
+    from agent.listener_tls import listener_tls
+    from history.vault import load_keys
+
     config = context.config()
     parse_listen(config.agent.listen)
+    security.check(config.kafka)
+    listener_tls(config.agent)
+    load_keys(config.history)
     shown = describe(config)
     source = context.config_file()
     context.say(f"config: {source if source is not None else 'no file, defaults and environment only'}")

@@ -67,11 +67,10 @@ def ensure_shared_topics(config: Config, deadline_s: float | None = None) -> Non
 
 def _ensure_shared_topics_once(config: Config) -> None:
     """Create or check them now. A plain socket asks first: a Kafka client that met a closed port backs off and sees the broker late."""
-    from hostoffload.broker.probe import ping
+    from stream.access import check_access
     from stream.topics import Topics, shared_topics
 
-    if not ping(config.kafka.bootstrap, PING_S):
-        raise RetryError(f"Kafka does not answer at {config.kafka.bootstrap}", hint="It is waited for.")
+    check_access(config.kafka, PING_S)
     Topics(config.kafka).ensure(shared_topics(config.kafka))
 
 

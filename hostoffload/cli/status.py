@@ -38,7 +38,7 @@ def gather(context: Context) -> dict[str, Any]:
     config = context.config()
     return merge(
         local_state.read(context.state_dir),
-        current(context.state_dir),
+        current(context.state_dir, config.kafka),
         now_ns=time.time_ns(),
         uri_of=lambda name: uri_of(context, config, name),
         buffer_bytes_max=config.agent.buffer_bytes_max,
@@ -51,7 +51,7 @@ def uri_of(context: Context, config: Config, name: str) -> str:
     if tcp is None:
         return format_uri(name, layout.nbd_socket(context.state_dir))
     host, port = tcp
-    return format_uri(name, (host_name() if host in ANY_ADDRESS else host, port))
+    return format_uri(name, (host_name() if host in ANY_ADDRESS else host, port), tls=bool(config.agent.tls_certificate))
 
 
 def _run(context: Context, options: argparse.Namespace) -> int:

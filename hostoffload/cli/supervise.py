@@ -34,7 +34,7 @@ def run_all(context: Context, config: Config) -> int:
     from hostoffload.services import all_services, export_services
     from hostoffload.supervisor import Supervisor
 
-    broker = recorded(context.state_dir, say=context.say)
+    broker = recorded(context.state_dir, say=context.say, client=config.kafka)
     assert broker is not None
     config = replace(config, kafka=replace(config.kafka, bootstrap=broker.bootstrap))
     listeners = Listeners(layout.nbd_socket(context.state_dir), parse_listen(config.agent.listen))

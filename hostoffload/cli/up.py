@@ -58,7 +58,8 @@ def chosen_broker(context: Context, config: Config, options: argparse.Namespace)
         raise ConfigError(
             f"--bootstrap is {options.bootstrap}, and the config's kafka.bootstrap is {named}", hint="Leave out one, or make them agree."
         )
-    return choose(context.state_dir, bootstrap=options.bootstrap or named or None, force=options.broker, say=context.say)
+    bootstrap = options.bootstrap or named or None
+    return choose(context.state_dir, bootstrap=bootstrap, force=options.broker, say=context.say, client=config.kafka)
 
 
 def _run(context: Context, options: argparse.Namespace) -> int:
@@ -183,7 +184,7 @@ def _broker_ready(context: Context, deadline_s: float) -> bool:
     """Wait until the broker serves requests; tell whether there was nothing to wait for: else what depends on it is looked at again."""
     from hostoffload.broker import recorded
 
-    broker = recorded(context.state_dir, say=context.say)
+    broker = recorded(context.state_dir, say=context.say, client=context.config().kafka)
     assert broker is not None
     began_s = time.monotonic()
     broker.wait_ready(max(1.0, deadline_s - began_s))

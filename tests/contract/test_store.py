@@ -13,19 +13,24 @@ from pathlib import Path
 import pytest
 
 from history import store as store_module
+from history.seal import KEY_BYTES, KeyRing
 from history.store import DEBRIS_AGE_S, PARTS_MAX, LocalStore, Store, StoredObject, open_store
+from history.vault import Vault
 from stream.errors import ConfigError, IntegrityError, RetryError
 from tests.tools import need
 
 NAME = "v1/L0/a.avro"
 
 
-@pytest.fixture(params=["folder", "file-url", "memory", "obstore-file"])
+@pytest.fixture(params=["folder", "file-url", "memory", "obstore-file", "sealed-folder", "sealed-memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "folder":
         return open_store(str(tmp_path / "deep" / "store"))
     if request.param == "file-url":
         return open_store((tmp_path / "a store").as_uri())
+    if request.param.startswith("sealed-"):
+        below = open_store(str(tmp_path / "store") if request.param == "sealed-folder" else "memory:///")
+        return Vault(below, KeyRing([os.urandom(KEY_BYTES)]), required=True)
     if request.param == "memory":
         return open_store("memory:///")
     from obstore.store import LocalStore as Foreign

@@ -140,7 +140,8 @@ class Server:
 
     scheduler: Scheduler
 
-    def __init__(self, exports: Exports, sockets: Iterable[Any], *, connections_max: int = 64) -> None:
+    def __init__(self, exports: Exports, sockets: Iterable[Any], *, connections_max: int = 64, tls: None = None) -> None:
+        assert tls is None, "nothing here is encrypted"
         self._exports = exports
         self._crowd = Crowd()
         self._connections: list[Connection] = []

@@ -12,6 +12,7 @@ import pytest
 
 from hostoffload.cli import parser
 from stream.config import SECTIONS, Config
+from stream.roles import ROLES
 from tests.tidy.tree import ROOT, sources
 
 OPERATING = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
@@ -22,7 +23,7 @@ PLANNED = {
     "up", "down", "broker start", "broker stop", "broker status", "agent run", "cx run", "target run", "volume add",
     "volume list", "volume remove", "volume resync", "volume pause", "volume resume", "group create", "group list",
     "group remove", "status", "wait", "verify", "bookmark", "points", "check", "export", "export list", "export stop", "restore",
-    "replay", "drill", "plan", "demo", "config check",
+    "replay", "drill", "plan", "demo", "config check", "acl show", "acl apply",
 }  # fmt: skip
 
 
@@ -83,6 +84,14 @@ def test_error_classes_are_those_of_the_docs() -> None:
     assert set(dict(table(OPERATING, "class"))) == real
     drawn = set(re.findall(r"[├└]── (\w+)", ast.get_docstring(errors.tree) or ""))
     assert drawn == real
+
+
+def test_the_rights_of_roles_are_those_of_the_docs() -> None:
+    real = [
+        (role, grant.resource, grant.name, " ".join(grant.operations)) for role, grants in ROLES.items() for grant in grants
+    ]
+    security = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    assert [(first, *(cell.strip("`") for cell in rest)) for first, rest in table(security, "role")] == real
 
 
 def table(text: str, first: str) -> Iterator[tuple[str, tuple[str, ...]]]:

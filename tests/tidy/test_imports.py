@@ -19,6 +19,7 @@ ONE_PLACE = {
     "fastavro": ("stream/schema.py", "history/", "schemas/golden/"),
     "obstore": ("history/store.py",),
     "prometheus_client": ("hostoffload/metrics/",),
+    "cryptography": ("history/seal.py",),
     "rich": ("hostoffload/cli/", "hostoffload/demo/"),
 }
 
@@ -37,6 +38,18 @@ def test_a_library_has_its_place(library: str) -> None:
         source.name for source in sources(*PACKAGES) if library in imported(source.tree) and not source.name.startswith(ONE_PLACE[library])
     ]
     assert elsewhere == []
+
+
+def test_a_store_is_opened_by_the_vault_alone() -> None:
+    """Else what is to be sealed would be written plain."""
+    doors = {"open_store", "open_existing", "LocalStore", "ObjectStore"}
+    found = {
+        source.name
+        for source in sources(*PACKAGES)
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "history.store" and doors & {one.name for one in node.names}
+    }
+    assert found == {"history/vault.py"}
 
 
 def imported(tree: ast.Module) -> set[str]:
