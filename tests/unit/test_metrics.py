@@ -33,7 +33,7 @@ from hostoffload.metrics.health import STUCK_S_MIN, ill, unready
 from hostoffload.metrics.scope import FRESH_S_MAX, Scope
 from hostoffload.metrics.table import METRICS, Metric
 from hostoffload.services import all_services
-from stream.config import Config, MetricsConfig, TargetConfig
+from stream.config import Config, KafkaConfig, MetricsConfig, TargetConfig
 from stream.errors import ConfigError
 from stream.position import ZERO, Position
 from stream.report import Reporter
@@ -333,7 +333,7 @@ class TestServices:
         assert run_service(Context(tmp_path / "state"), "target", lambda _: 0, uses_kafka=False, metrics="target") == 2
 
     def test_what_up_runs_leaves_the_metrics_to_one_process(self, tmp_path: Path) -> None:
-        broker = ExternalBroker(BrokerFolder(tmp_path), "127.0.0.1:9092")
+        broker = ExternalBroker(BrokerFolder(tmp_path), "127.0.0.1:9092", KafkaConfig())
         config = Config(metrics=MetricsConfig(up="127.0.0.1:9640", cx="127.0.0.1:9641"), target=TargetConfig(also="late"))
         specs = {one.name: one for one in all_services(Context(tmp_path), config, broker)}
         assert specs.keys() == {"capture", "publisher", "cx", "target", "target-late", "metrics"}
