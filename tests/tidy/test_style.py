@@ -45,6 +45,12 @@ def test_files_are_named_by_a_noun() -> None:
     assert nameless == []
 
 
+def test_no_two_tests_files_have_one_name() -> None:
+    """pytest can't tell them apart when it runs all layers at once."""
+    names = [source.name.rpartition("/")[2] for source in sources("tests") if source.name.rpartition("/")[2].startswith("test_")]
+    assert [name for name in set(names) if names.count(name) > 1] == []
+
+
 def test_nothing_is_left_unfinished() -> None:
     found = [
         f"{source.name}:{number}"
