@@ -86,8 +86,12 @@ class Bookmarks:
         """Compare answers and marks when nothing is on its way any more."""
         for number, taken in self._marks.items():
             answer = self._answers.get(number)
-            if answer is not None and not answer["done"] and not any(one in answer["attributes"]["error"] for one in HALF_MARKED):
-                raise self._wrong("", f"{number} was refused ({answer['attributes']['error']}) and is marked at {taken}")
+            if answer is None or answer["done"]:
+                continue
+            error = answer["attributes"]["error"]
+            told = [f"already, at {epoch:08d}-{sequence:016d}" for epoch, sequence in taken.values()]  # the host that knew whose was lost
+            if not any(one in error for one in (*HALF_MARKED, *told)):
+                raise self._wrong("", f"{number} was refused ({error}) and is marked at {taken}")
         labels: dict[tuple[str, str], str] = {}
         for number, taken in self._marks.items():
             for volume, position in taken.items():
