@@ -21,6 +21,7 @@ from pathlib import Path
 
 FIRST_LISTEN_FD = 3  # sd_listen_fds(3)
 EXEC_FAILED = 127
+AUTOGROUP = Path("/proc/self/autogroup")
 _RESET = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE)
 
 
@@ -122,11 +123,12 @@ def spawn(
     *,
     output: Path | None,
     sockets: Sequence[tuple[str, socket.socket]] = (),
+    niceness: int = 0,
     record: Callable[[ProcessId], None],
 ) -> ProcessHandle:
     """Start a child in a session of its own; it keeps nothing of ours but `sockets`, as LISTEN_FDS (sd_listen_fds(3)), named.
 
-    `output` gets its stdout and stderr (None: ours). The child calls `record` before its program begins, so there is never a process
+    `output` gets its stdout and stderr (None: ours). `niceness` is added to ours. The child calls `record` before its program begins, so there is never a process
     without a record, even if we are killed in between. The caller has one thread only (fork).
     """
     pid = os.fork()
@@ -136,6 +138,8 @@ def spawn(
             identity = ProcessId.of(os.getpid())
             assert identity is not None
             _record(record, identity)
+            if niceness:
+                _stand_back(niceness)
             _become(argv, dict(environment), output, sockets)
         except BaseException as error:
             with contextlib.suppress(OSError):
@@ -152,6 +156,16 @@ def _record(record: Callable[[ProcessId], None], identity: ProcessId) -> None:
         record(identity)
     except OSError as error:
         os.write(2, f"no pid file: {error}\n".encode())
+
+
+def _stand_back(niceness: int) -> None:
+    """Leave the processor to others, by both of the ways in which Linux shares it out (sched(7)).
+
+    Where it groups by session, which is usual, a nice value counts inside the session only: the session's own must be set as well.
+    """
+    os.nice(niceness)
+    with contextlib.suppress(OSError):
+        AUTOGROUP.write_text(str(niceness))
 
 
 def _become(argv: Sequence[str], environment: dict[str, str], output: Path | None, sockets: Sequence[tuple[str, socket.socket]]) -> None:

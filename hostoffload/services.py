@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BROKER_STOP_S = 20.0
 EXPORT_STOP_S = 8.0
+BEHIND_AGENT = 10  # niceness of what would run on other machines: the application, its agent and Kafka's acknowledgement go first
 _NO_METRICS_OF_ITS_OWN = {f"HOSTOFFLOAD_METRICS_{service}": "" for service in ("AGENT", "CX", "TARGET")}
 
 
@@ -42,8 +43,8 @@ def all_services(context: Context, config: Config, broker: Broker) -> list[Proce
     worker = config.cx.worker or host_name()
     services = [
         *agent_services(context, config),
-        replace(_service(context, config, "cx", ["cx", "run", "--worker", worker]), rank=2, stop_s=10.0),
-        replace(_service(context, config, "target", ["target", "run"]), rank=3, stop_s=15.0),
+        replace(_service(context, config, "cx", ["cx", "run", "--worker", worker]), rank=2, niceness=BEHIND_AGENT, stop_s=10.0),
+        replace(_service(context, config, "target", ["target", "run"]), rank=3, niceness=BEHIND_AGENT, stop_s=15.0),
         *(further_target(context, config, name) for name in further_targets(config)),
     ]
     services = [replace(one, environment={**one.environment, **_NO_METRICS_OF_ITS_OWN}) for one in services]
@@ -62,7 +63,7 @@ def metrics_service(context: Context, config: Config) -> list[ProcessSpec]:
 
 def further_target(context: Context, config: Config, name: str) -> ProcessSpec:
     """Return a further target as a process to supervise."""
-    return replace(_service(context, config, f"target-{name}", ["target", "run", "--name", name]), kind="target", rank=3, stop_s=15.0)
+    return replace(_service(context, config, f"target-{name}", ["target", "run", "--name", name]), kind="target", rank=3, niceness=BEHIND_AGENT, stop_s=15.0)
 
 
 def further_targets(config: Config) -> list[str]:

@@ -45,8 +45,8 @@ class ProcessSpec:
     """What to run, and how.
 
     `name` is unique. `find` tells the pid of a process that already does the job, whoever started it; `prepare` is called before each
-    start; `end` ends it within the given seconds, in place of signals. Lower ranks stop first. A file `run/<name>.held` keeps it from
-    being started.
+    start; `end` ends it within the given seconds, in place of signals. Lower ranks stop first. `niceness` is how far it stands back from
+    others for the processor. A file `run/<name>.held` keeps it from being started.
     """
 
     kind: str
@@ -55,6 +55,7 @@ class ProcessSpec:
     environment: Mapping[str, str]
     listens: bool = False
     rank: int = 0
+    niceness: int = 0
     stop_s: float = 10.0
     find: Callable[[], int | None] | None = None
     prepare: Callable[[], None] | None = None
@@ -170,6 +171,7 @@ class Supervisor:
                 spec.environment,
                 output=self._log_path(spec.name),
                 sockets=sockets,
+                niceness=spec.niceness,
                 record=lambda process: self._record(ward, process, since),
             )
         except (HostoffloadError, OSError) as error:

@@ -155,6 +155,19 @@ def test_a_killed_process_is_started_again_and_counted(running: Running) -> None
     assert running.processes()["two"].restarts == 0
 
 
+def test_a_process_stands_back_from_those_of_other_sessions_too(running: Running) -> None:
+    """A nice value alone counts within a session, and each of the supervisor's processes has one of its own."""
+    running.start(spec("first", IDLE), spec("behind", IDLE, niceness=10))
+    first, behind = running.pid("first"), running.pid("behind")
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    running.wait(lambda: os.getpriority(os.PRIO_PROCESS, behind) == min(19, own + 10))
+    assert os.getpriority(os.PRIO_PROCESS, first) == own
+    group = Path(f"/proc/{behind}/autogroup")
+    if group.exists():  # a kernel without it has nothing to say
+        running.wait(lambda: group.read_text().split()[-1] == "10")
+        assert Path(f"/proc/{first}/autogroup").read_text().split()[-1] == "0"
+
+
 def test_the_pause_before_a_restart_doubles(running: Running) -> None:
     running.start(spec("brief", BRIEF))
     starts = running.state_dir / "starts"
