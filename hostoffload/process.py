@@ -128,8 +128,8 @@ def spawn(
 ) -> ProcessHandle:
     """Start a child in a session of its own; it keeps nothing of ours but `sockets`, as LISTEN_FDS (sd_listen_fds(3)), named.
 
-    `output` gets its stdout and stderr (None: ours). `niceness` is added to ours. The child calls `record` before its program begins, so there is never a process
-    without a record, even if we are killed in between. The caller has one thread only (fork).
+    `output` gets its stdout and stderr (None: ours). `niceness` is added to ours. The child calls `record` before its program begins, so
+    there is never a process without a record, even if we are killed in between. The caller has one thread only (fork).
     """
     pid = os.fork()
     if pid == 0:

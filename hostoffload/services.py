@@ -63,7 +63,8 @@ def metrics_service(context: Context, config: Config) -> list[ProcessSpec]:
 
 def further_target(context: Context, config: Config, name: str) -> ProcessSpec:
     """Return a further target as a process to supervise."""
-    return replace(_service(context, config, f"target-{name}", ["target", "run", "--name", name]), kind="target", rank=3, niceness=BEHIND_AGENT, stop_s=15.0)
+    service = _service(context, config, f"target-{name}", ["target", "run", "--name", name])
+    return replace(service, kind="target", rank=3, niceness=BEHIND_AGENT, stop_s=15.0)
 
 
 def further_targets(config: Config) -> list[str]:
