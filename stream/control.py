@@ -215,7 +215,8 @@ def decode_entry(value: bytes, *, topic: str = "", kafka_offset: int | None = No
 class ControlWriter:
     """Put entries into `ho.control` and reports into `ho.status`. Thread-safe.
 
-    A producer that failed for good (Kafka broke off in the middle of a sequence) is replaced: what it held is lost, what comes next is not.
+    A producer that failed for good (Kafka broke off in the middle of a sequence) is replaced, and so is one that could not deliver in time,
+    which may have lost all brokers for ever (see `stream.topics.Topics`): what it held is lost, what comes next is not.
     """
 
     def __init__(self, config: KafkaConfig) -> None:
@@ -223,6 +224,8 @@ class ControlWriter:
         self._settings = client_settings(config) | {"acks": "all", "enable.idempotence": True, "delivery.timeout.ms": timeout_ms}
         self._mutex = threading.Lock()
         self._producer = Producer(self._settings)
+        self._silent: Producer | None = None
+        """The producer that could not deliver in time."""
 
     def put(self, entry: Entry) -> None:
         """Write one entry and wait until it is durable. Raises RetryError when it is not in time."""
@@ -241,9 +244,11 @@ class ControlWriter:
         except BufferError as error:
             raise RetryError("ho.control can't be written", hint="Check that the broker runs.", cause=str(error)) from error
         except KafkaException as error:
-            self._replace(producer, error)
+            self._replace_failed(producer, error)
             raise RetryError("ho.control can't be written", hint="Check that the broker runs.", cause=str(error)) from error
         if not failed or failed[0] is not None:
+            self._note(producer, failed[0] if failed else None)
+            self._replace_silent()
             raise translate(failed[0], "ho.control can't be written") if failed else RetryError("ho.control did not answer in time")
 
     def forget(self, key: str) -> None:
@@ -258,10 +263,11 @@ class ControlWriter:
         producer = self._producer
         try:
             with contextlib.suppress(BufferError):
-                producer.produce(topic, value, key, partition=0)
+                producer.produce(topic, value, key, partition=0, on_delivery=lambda error, _: error and self._note(producer, error))
             producer.poll(0)
         except KafkaException as error:
-            self._replace(producer, error)
+            self._replace_failed(producer, error)
+        self._replace_silent()
 
     def _wait(self, producer: Producer, told: list[Any]) -> None:
         """Wait for a message's report. Not by librdkafka's flush: it reports on while an error is pending, which Python can't bear."""
@@ -269,11 +275,24 @@ class ControlWriter:
         while not told and time.monotonic() < deadline_s:
             producer.poll(POLL_S)
 
-    def _replace(self, producer: Producer, error: KafkaException) -> None:
+    def _note(self, producer: Producer, error: KafkaError | None) -> None:
+        """Hear that a message was not delivered; without an error: that nothing is known of it in time."""
+        if error is None or error.code() == KafkaError._MSG_TIMED_OUT:
+            self._silent = producer
+
+    def _replace_silent(self) -> None:
+        """Take a new producer if this one does not deliver. Not by the one who hears of it: he is inside of it."""
+        silent, self._silent = self._silent, None
+        if silent is not None:
+            self._replace(silent)
+
+    def _replace_failed(self, producer: Producer, error: KafkaException) -> None:
         """Take a new producer if this one will never send again."""
         cause = error.args[0]
-        if not isinstance(cause, KafkaError) or not (cause.fatal() or cause.code() == KafkaError._FATAL):
-            return
+        if isinstance(cause, KafkaError) and (cause.fatal() or cause.code() == KafkaError._FATAL):
+            self._replace(producer)
+
+    def _replace(self, producer: Producer) -> None:
         with self._mutex:
             if self._producer is not producer:
                 return

@@ -16,7 +16,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
 from stream.config import KafkaConfig
-from stream.errors import ConfigError, ResyncError, RetryError
+from stream.errors import ConfigError, HostoffloadError, ResyncError, RetryError
 from stream.kafka import client_settings, translate
 from stream.schema import MESSAGE_BYTES_MAX
 from stream.topic_names import check_volume_name as check_volume_name
@@ -88,10 +88,22 @@ class TopicCondition:
 
 
 class Topics:
-    """Create, check, look up and delete topics. Every call raises RetryError while the broker does not answer."""
+    """Create, check, look up and delete topics. Every call raises RetryError while the broker does not answer.
+
+    Each call after one that was not answered has a client of its own: one that was told of a cluster without brokers, as a broker tells
+    that was frozen and is not back in its session yet, forgets them all and never connects again (librdkafka 2.13 to 2.16, its issue 5301).
+    """
 
     def __init__(self, config: KafkaConfig) -> None:
-        self._admin = AdminClient(client_settings(config))
+        self._config = config
+        self._client = AdminClient(client_settings(config))
+        self._answered = True
+
+    @property
+    def _admin(self) -> AdminClient:
+        if not self._answered:
+            self._client, self._answered = AdminClient(client_settings(self._config)), True
+        return self._client
 
     def ensure(self, specs: Iterable[TopicSpec]) -> None:
         """Create what is missing, then check all. Raises ConfigError when a topic contradicts its spec."""
@@ -104,10 +116,10 @@ class Topics:
         ]
         for name, future in (self._admin.create_topics(new, request_timeout=ADMIN_TIMEOUT_S) if new else {}).items():
             try:
-                _result(future)
+                self._result(future)
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise translate(error, f"Topic {name} can't be created", topic=name) from error
+                    raise self._failed(error, f"Topic {name} can't be created", topic=name) from error
         deadline_s = time.monotonic() + VISIBLE_TIMEOUT_S
         while True:
             try:
@@ -123,9 +135,9 @@ class Topics:
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in specs]
         for resource, future in self._admin.describe_configs(resources, request_timeout=ADMIN_TIMEOUT_S).items():
             try:
-                real = {key: entry.value for key, entry in _result(future).items()}
+                real = {key: entry.value for key, entry in self._result(future).items()}
             except KafkaException as error:
-                raise translate(error, f"Topic {resource.name} can't be read", topic=resource.name) from error
+                raise self._failed(error, f"Topic {resource.name} can't be read", topic=resource.name) from error
             spec = specs[resource.name]
             wrong = {key: (value, real.get(key)) for key, value in spec.settings.items() if real.get(key) != value}
             if wrong:
@@ -143,17 +155,17 @@ class Topics:
         try:
             return set(self._admin.list_topics(timeout=ADMIN_TIMEOUT_S).topics)
         except KafkaException as error:
-            raise translate(error, "The broker does not answer") from error
+            raise self._failed(error, "The broker does not answer") from error
 
     def topic_id(self, name: str) -> str | None:
         """Return Kafka's own id of the topic, None if there is no such topic. A topic made anew has another one (design rule 8)."""
         described = self._admin.describe_topics(TopicCollection([name]), request_timeout=ADMIN_TIMEOUT_S)
         try:
-            return str(_result(described[name]).topic_id)
+            return str(self._result(described[name]).topic_id)
         except KafkaException as error:
             if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 return None
-            raise translate(error, f"Topic {name} can't be described", topic=name) from error
+            raise self._failed(error, f"Topic {name} can't be described", topic=name) from error
 
     def condition(self, name: str) -> TopicCondition | None:
         """Return how the topic stands, None if there is no such topic."""
@@ -161,12 +173,12 @@ class Topics:
         resource = ConfigResource(ResourceType.TOPIC, name)
         settings = self._admin.describe_configs([resource], request_timeout=ADMIN_TIMEOUT_S)
         try:
-            found = _result(described[name])
-            real = {key: entry.value for key, entry in _result(settings[resource]).items()}
+            found = self._result(described[name])
+            real = {key: entry.value for key, entry in self._result(settings[resource]).items()}
         except KafkaException as error:
             if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 return None
-            raise translate(error, f"Topic {name} can't be described", topic=name) from error
+            raise self._failed(error, f"Topic {name} can't be described", topic=name) from error
         partition = found.partitions[0]
         return TopicCondition(
             str(found.topic_id),
@@ -181,25 +193,31 @@ class Topics:
         wanted = [name for name in names if name in self.names()]
         for name, future in (self._admin.delete_topics(wanted, request_timeout=ADMIN_TIMEOUT_S) if wanted else {}).items():
             try:
-                _result(future)
+                self._result(future)
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    raise translate(error, f"Topic {name} can't be deleted", topic=name) from error
+                    raise self._failed(error, f"Topic {name} can't be deleted", topic=name) from error
 
     def _partitions(self, names: list[str]) -> dict[str, int]:
         described = self._admin.describe_topics(TopicCollection(names), request_timeout=ADMIN_TIMEOUT_S)
         found = {}
         for name, future in described.items():
             try:
-                found[name] = len(_result(future).partitions)
+                found[name] = len(self._result(future).partitions)
             except KafkaException as error:
-                raise RetryError(f"Topic {name} can't be described", topic=name) from error
+                raise self._failed(error, f"Topic {name} can't be described", topic=name) from error
         return found
 
+    def _result(self, future: Future) -> Any:
+        """Return what the broker answered. Raises KafkaException, RetryError when it does not answer in time."""
+        try:
+            return future.result(ADMIN_TIMEOUT_S)
+        except TimeoutError as error:
+            self._answered = False
+            raise RetryError("The broker does not answer in time", hint="Check that it runs and can be reached.") from error
 
-def _result(future: Future) -> Any:
-    """Return what the broker answered. Raises KafkaException, RetryError when it does not answer in time."""
-    try:
-        return future.result(ADMIN_TIMEOUT_S)
-    except TimeoutError as error:
-        raise RetryError("The broker does not answer in time", hint="Check that it runs and can be reached.") from error
+    def _failed(self, error: KafkaException, sentence: str, **facts: object) -> HostoffloadError:
+        """Return our error for Kafka's, after taking note of what it means for the client."""
+        told = translate(error, sentence, **facts)
+        self._answered = not isinstance(told, RetryError)
+        return told

@@ -36,12 +36,18 @@ class FakeProducer:
 
     def __init__(self) -> None:
         self.fails: BaseException | None = None
+        self.times_out = False
+        self._late: list[Callable] = []
         self.sent: list[tuple[str, str]] = []
         self.purged = False
 
     def produce(self, topic: str, value: bytes | None, key: str, *, partition: int, on_delivery: Callable | None = None) -> None:
         if isinstance(self.fails, BufferError):
             raise self.fails
+        if self.times_out:
+            assert on_delivery is not None, "nobody would hear of it"
+            self._late.append(on_delivery)
+            return
         self.sent.append((topic, key))
         if on_delivery is not None and self.fails is None:
             on_delivery(None, None)
@@ -49,6 +55,8 @@ class FakeProducer:
     def poll(self, timeout_s: float) -> int:
         if isinstance(self.fails, KafkaException):
             raise self.fails
+        while self._late:
+            self._late.pop()(KafkaError(KafkaError._MSG_TIMED_OUT), None)
         return 0
 
     def __len__(self) -> int:
@@ -103,6 +111,21 @@ def test_a_producer_that_is_only_full_or_slow_is_kept(line: Line) -> None:
     assert len(line.made) == 1
     line.made[0].fails = fatal()
     writer.close()
+
+
+def test_a_producer_that_does_not_deliver_in_time_is_replaced(line: Line) -> None:
+    """It may have lost all brokers for ever: the status would be that of an hour ago, and nobody would know."""
+    writer = ControlWriter(KafkaConfig(bootstrap="nobody:1"))
+    line.made[0].times_out = True
+    writer.report(REPORT)
+    writer.report(REPORT)
+    assert line.made[0].purged
+    assert line.made[1].sent == [("ho.status", "cx/one")]
+    line.made[1].times_out = True
+    with pytest.raises(RetryError):
+        writer.put(REQUEST)
+    writer.put(REQUEST)
+    assert line.made[2].sent == [("ho.control", REQUEST.key)] and len(line.made) == 3
 
 
 def test_a_real_producer_that_fails_for_good_is_an_error_of_ours_and_replaced() -> None:
