@@ -26,6 +26,7 @@ IN_FLIGHT_MESSAGES_MAX = LATE_MESSAGES_MAX
 IN_FLIGHT_BYTES_MAX = 16 << 20
 QUEUE_BYTES_MAX = 2 * IN_FLIGHT_BYTES_MAX  # room for the last message above IN_FLIGHT_BYTES_MAX, so produce never refuses
 CLAIM_TIMEOUT_S = 10.0
+STALL_HINT = "Check that the broker runs and has room on its disk, and that min.insync.replicas brokers are in sync."
 _POLL_S = 0.05
 
 
@@ -58,7 +59,7 @@ class JournalWriter:
         deadline_s = self._clock() + CLAIM_TIMEOUT_S
         while not self._arrived:
             if stopped() or self._clock() > deadline_s:
-                raise RetryError("The journal does not take a fence in time", topic=self._topic, hint="Check that the broker runs.")
+                raise RetryError("The journal does not take a fence in time", topic=self._topic, hint=STALL_HINT)
             self._producer.poll(_POLL_S)
         _, _, kafka_offset = self._arrived[0]
         if kafka_offset is None:

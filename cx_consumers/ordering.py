@@ -20,7 +20,7 @@ from cx_consumers.asks import Asks
 from cx_consumers.broker import Broker, Reader
 from cx_consumers.compress import Joint, pack, parts
 from cx_consumers.intake import Acknowledgements, Arrival, Inbox
-from cx_consumers.journal_writer import JournalWriter
+from cx_consumers.journal_writer import STALL_HINT, JournalWriter
 from cx_consumers.order import GapReason, Ordered, Piece, Tail, Verdict, gaps_to_ask_for, lacks_before, order
 from cx_consumers.takeover import Missing
 from stream.codec import decode_writes
@@ -38,6 +38,7 @@ READ_IDLE_S_MAX = 3.0
 REPUBLISH_INTERVAL_S = 5.0
 STOP_FLUSH_S = 2.0
 STALL_S = 5.0
+STALL_S_MAX = 30.0
 _log = logging.getLogger(__name__)
 
 
@@ -261,14 +262,19 @@ class Ordering:
         self._shared.acknowledgements.add(done)
 
     def _tell_stall(self, stands_still_s: float) -> None:
-        """Say so when the journal takes nothing: the producer tries for ever, and goes on by itself."""
+        """Say so when the journal takes nothing: the producer tries for ever, and goes on by itself.
+
+        Raises it after `STALL_S_MAX`, to go on with another producer: this one may have lost all brokers for ever (`stream.topics.Topics`).
+        """
         told = self._progress.error
         if stands_still_s >= STALL_S:
-            self._progress.error = RetryError(
+            self._progress.error = stall = RetryError(
                 f"The journal has taken nothing for {stands_still_s:.0f} s",
                 topic=journal_topic(self._volume),
-                hint="Check that the broker runs and has room on its disk, and that min.insync.replicas brokers are in sync.",
+                hint=STALL_HINT,
             )
+            if stands_still_s >= STALL_S_MAX:
+                raise stall
         elif self._stalled:
             self._progress.error = None
         self._stalled = stands_still_s >= STALL_S

@@ -172,6 +172,24 @@ def test_a_journal_that_takes_nothing_is_told_and_waited_for(stage: Stage) -> No
     assert [position.sequence for position, *_ in stage.journaled()[0]] == [1, 2, 3]
 
 
+def test_a_journal_that_takes_nothing_for_long_gets_another_producer(stage: Stage) -> None:
+    """One that lost all brokers tries for ever too, and in vain."""
+
+    def stuck() -> None:
+        stage.broker.stuck = True
+        stage.write()
+
+    with pytest.raises(RetryError, match="taken nothing for"):
+        stage.hold(stuck, *[_nothing] * 20)
+    with pytest.raises(RetryError, match="does not take a fence"):
+        stage.hold()
+    stage.broker.stuck = False
+    done = len(stage.done)
+    stage.hold()
+    assert len(stage.done) == done, "what the journal lacked was read from the log"
+    assert [position.sequence for position, *_ in stage.journaled()[0]] == [1, 2, 3]
+
+
 @pytest.mark.parametrize("failure", [RetryError("leader gone"), FencedError("producer fenced")])
 def test_a_producer_that_failed_leaves_no_hole(stage: Stage, failure: Exception) -> None:
     def fail() -> None:
