@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BROKER_STOP_S = 20.0
 EXPORT_STOP_S = 8.0
-BEHIND_AGENT = 10  # niceness of what would run on other machines: the application, its agent and Kafka's acknowledgement go first
+BEHIND_AGENT = 5  # niceness of what would run on other machines: the application, its agent and Kafka's acknowledgement go first
 _NO_METRICS_OF_ITS_OWN = {f"HOSTOFFLOAD_METRICS_{service}": "" for service in ("AGENT", "CX", "TARGET")}
 
 

@@ -46,6 +46,7 @@ def test_history_is_sealed_checked_and_restored_over_a_rotation(tmp_path: Path) 
 
 def _write_and_mark(system: System, uri: str, source: Path, label: str) -> Path:
     """Write and bookmark; return a copy of the source at that moment."""
+    system.wait_in_sync("v")
     with Client(uri) as client:
         client.write_all([(offset, PATTERN * 500 + label.encode()) for offset in range(0, 8 << 20, 1 << 20)])
         client.flush()
