@@ -199,9 +199,12 @@ class Debts:
     def take(self, place: int, start_bytes: int, length_bytes_max: int) -> tuple[int, int] | None:
         """Return the next owed run at or after `start_bytes`; its bits are cleared.
 
-        Its intent stands at `place` from now on: it is owed again if this process dies before `pay`.
+        Its intent stands at `place` from now on: it is owed again if this process dies before `pay`. None as well while a copy waits to
+        be begun: what closes a gap is what stands behind its `sync_begin`, readers may never see what comes before.
         """
         with self._mutex:
+            if self.copy_owed:
+                return None
             run = self._ring.next_owed(start_bytes, length_bytes_max)
             if run is None:
                 return None

@@ -39,6 +39,7 @@ from stream.record import Kind
 
 _ZEROES = bytes(CHUNK_BYTES)
 _BITMAP = int(Mode.BITMAP)
+_OWED = layout.SYNC_OWED
 _pack_intent = INTENT.pack_into
 
 
@@ -93,7 +94,7 @@ class Volume:
             self._note_written(offset_bytes, offset_bytes + length_bytes)
             self.locks.leave(offset_bytes)
             sequence = log.append_write(offset_bytes, pieces) if recorded else 0
-            if recorded and self._words[layout.W_SYNC_STATE]:
+            if recorded and self._words[layout.W_SYNC_STATE] > _OWED:  # before its beginning a copy counts for nothing (`debts.take`)
                 self.ring.settle(offset_bytes, offset_bytes + length_bytes)  # what it covers whole need not be copied any more
             self._words[layout.W_CAPTURED_BYTES] += length_bytes
         log.wake_publisher()
@@ -346,7 +347,7 @@ class Volume:
             self._note_written(offset_bytes, offset_bytes + length_bytes)
             self.locks.leave(offset_bytes)
             sequence = self.log.append(Kind.ZERO, offset_bytes, length_bytes) if recorded else 0
-            if recorded and self._words[layout.W_SYNC_STATE]:
+            if recorded and self._words[layout.W_SYNC_STATE] > _OWED:
                 self.ring.settle(offset_bytes, offset_bytes + length_bytes)
         self.log.wake_publisher()
         return sequence

@@ -130,6 +130,7 @@ def _encode(checkpoint: Checkpoint) -> bytes:
         "digest": chain.digest.hex(),
         "open_gaps": [_gap_body(gap) for gap in chain.open_gaps],
         "own_gaps": [_gap_body(gap) for gap in chain.own_gaps],
+        "copy_seen": chain.copy_seen,
         "gaps": chain.gaps,
         "size_bytes": chain.size_bytes,
         "anchor": chain.anchor,
@@ -159,6 +160,7 @@ def _decode(raw: bytes) -> Checkpoint:
         digest=digest,
         open_gaps=tuple(_gap(one) for one in body["open_gaps"]),
         own_gaps=tuple(_gap(one) for one in body["own_gaps"]),
+        copy_seen=body.get("copy_seen", True),  # the first checkpoints did not ask for it
         gaps=body["gaps"],
         size_bytes=body["size_bytes"],
         anchor=body["anchor"],

@@ -7,6 +7,7 @@ input is delivered again. Design section 6 and rules 18, 20 and 21.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -36,14 +37,19 @@ class Verdict(StrEnum):
     DUPLICATE = "duplicate"
     FENCED = "fenced"
     OUT_OF_SEQUENCE = "out_of_sequence"
+    AWAITED = "awaited"
+    """Behind a JournalGap, and before the copy that closes it."""
+    COPY_LOST = "copy_lost"
+    """The end of the copy that was to close a JournalGap: its beginning was lost as well."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tail:
     """Where the journal stands: the state of its last message, and whether that was a JournalGap.
 
-    After a JournalGap nobody knows which position comes next, so the first batch of the epoch's owner is taken as it comes; the gap
-    stays open until the resync that was asked for has copied everything.
+    After a JournalGap nobody knows which position comes next, so the journal goes on with a `sync_begin` of the epoch's owner, or with a
+    newer epoch, whatever its position. What comes before is passed over: it would be taken for whole, and a copy that closes the gap could
+    have lost its first part in what was not seen.
     """
 
     state: JournalState
@@ -130,17 +136,34 @@ def _admit(tail: Tail, batch: Batch, incarnation: bytes) -> tuple[Verdict, Batch
     if batch.epoch < position.epoch:
         return Verdict.FENCED, None
     if batch.epoch > position.epoch:
-        if batch.kinds[0] == Kind.EPOCH_START or tail.after_gap:
+        if batch.kinds[0] == Kind.EPOCH_START:
             return Verdict.JOURNALED, batch
-        return Verdict.OUT_OF_SEQUENCE, None
+        return _resume(state, batch) if tail.after_gap else (Verdict.OUT_OF_SEQUENCE, None)
     if incarnation != state.incarnation:
         return Verdict.FENCED, None
     kept = batch.after(position.sequence)
     if kept is None:
         return Verdict.DUPLICATE, None
-    if kept.first_sequence > position.sequence + 1 and not tail.after_gap:
+    if tail.after_gap:
+        return _resume(state, kept)
+    if kept.first_sequence > position.sequence + 1:
         return Verdict.OUT_OF_SEQUENCE, None
     return Verdict.JOURNALED, kept
+
+
+def _resume(state: JournalState, batch: Batch) -> tuple[Verdict, Batch | None]:
+    """Return the verdict behind a JournalGap, and the records from the copy's beginning on."""
+    begin = batch.kinds.find(Kind.SYNC_BEGIN)
+    if begin >= 0:
+        return Verdict.JOURNALED, batch.after(batch.first_sequence + begin - 1)
+    own = {str(gap.position) for gap in state.open_gaps if gap.reason in _REASONS}
+    ends = (batch.marks.get(index, {}) for index, kind in enumerate(batch.kinds) if kind == Kind.SYNC_END)
+    return Verdict.COPY_LOST if any(own & _closed(told) for told in ends) else Verdict.AWAITED, None
+
+
+def _closed(told: Mapping[str, str]) -> set[str]:
+    """Return the positions of the gaps that a `sync_end` closes, as they are told."""
+    return {text.strip() for text in told.get("closes", "").split(",")}
 
 
 def _open_gaps(state: JournalState, batch: Batch, kafka_offset: int) -> tuple[OpenGap, ...]:
@@ -154,7 +177,7 @@ def _open_gaps(state: JournalState, batch: Batch, kafka_offset: int) -> tuple[Op
         told = batch.marks.get(index, {})
         position = Position(batch.epoch, batch.first_sequence + index)
         if kind == Kind.SYNC_END:
-            closed = {text.strip() for text in told.get("closes", "").split(",")}
+            closed = _closed(told)
             gaps = tuple(gap for gap in gaps if str(gap.position) not in closed)
             continue
         if kind == Kind.EPOCH_START:

@@ -219,6 +219,9 @@ class Ordering:
             progress.duplicates += 1
         elif found.verdict is Verdict.FENCED:
             progress.fenced_dropped += 1
+        elif found.verdict is Verdict.COPY_LOST:
+            self._begin_gap(Missing(GapReason.BROKER_LOST_DATA, "the beginning of the copy that was to close the gap"))
+            self._ask_resyncs()
         elif found.wanted is not None:
             progress.out_of_sequence += 1
             self._want(found.wanted)

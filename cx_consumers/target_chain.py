@@ -35,8 +35,9 @@ class ChainState:
     """Where a reader stands before `kafka_offset`, the next message to read.
 
     `position` and `digest` are those after the last record let through, `fence` the highest seen, `open_gaps` the journal's, `own_gaps`
-    those that only this reader has (it missed messages), closed by the `sync_end` that names them. `gaps` counts all that ever opened,
-    first copies left out. `size_bytes` is the volume's, 0 if no mark told it.
+    those that only this reader has (it missed messages), closed by the `sync_end` that names them, if the copy's beginning was seen too
+    since the newest of them (`copy_seen`): a copy asked for by an earlier gap at the same position may have lost its first part in this
+    one. `gaps` counts all that ever opened, first copies left out. `size_bytes` is the volume's, 0 if no mark told it.
     """
 
     kafka_offset: int = 0
@@ -45,6 +46,7 @@ class ChainState:
     digest: bytes = DIGEST_START
     open_gaps: tuple[OpenGap, ...] = ()
     own_gaps: tuple[OpenGap, ...] = ()
+    copy_seen: bool = False
     gaps: int = 0
     size_bytes: int = 0
     anchor: str = FRESH
@@ -98,7 +100,8 @@ def step(state: ChainState, kafka_offset: int, entry: JournalEntry, *, topic: st
         return Step(state, state, replace(moved, fence=kafka_offset + 1), dropped="foreign")
     if state.anchor in _JOINED and entry.writer > state.fence:
         state = _rejoined(state, entry)
-    moved = replace(moved, fence=entry.writer, own_gaps=state.own_gaps, gaps=state.gaps, anchor=state.anchor)
+    own = {"own_gaps": state.own_gaps, "copy_seen": state.copy_seen, "gaps": state.gaps}
+    moved = replace(moved, fence=entry.writer, anchor=state.anchor, **own)
     if isinstance(entry, JournalGap):
         return _gap(state, moved, entry, topic)
     if state.anchor not in _JOINED:
@@ -110,7 +113,7 @@ def with_own_gap(state: ChainState, reason: str, at_ns: int) -> ChainState:
     """Return the state with a gap of this reader's own after its position: messages it needed are gone."""
     gap = OpenGap(state.position, reason, at_ns)
     kept = tuple(one for one in state.own_gaps if one.position != gap.position)
-    return replace(state, own_gaps=(*kept, gap), gaps=state.gaps + 1)
+    return replace(state, own_gaps=(*kept, gap), copy_seen=False, gaps=state.gaps + 1)
 
 
 def part(before: ChainState, after: ChainState, prefix: Batch) -> ChainState:
@@ -231,17 +234,18 @@ def _continues(records: Batch, position: Position) -> bool:
 
 def _marks_counted(state: ChainState, batch: Batch, start: int) -> ChainState:
     """Return the state with what the marks from record `start` on say about own gaps, counts and size."""
-    own, gaps, size_bytes = state.own_gaps, state.gaps, state.size_bytes
+    own, copy_seen, gaps, size_bytes = state.own_gaps, state.copy_seen, state.gaps, state.size_bytes
     indexes = [index for index in mark_indexes(batch) if index >= start]
     if not indexes:
         return state
     for index in indexes:
         told = batch.marks.get(index, {})
-        if batch.kinds[index] == Kind.SYNC_END:
+        copy_seen = copy_seen or batch.kinds[index] == Kind.SYNC_BEGIN
+        if batch.kinds[index] == Kind.SYNC_END and copy_seen:
             own = tuple(gap for gap in own if str(gap.position) not in _closed(told))
         gaps += opens_gap(batch, index) and told.get("first") != "true"
         size_bytes = told_size(batch, index) or size_bytes
-    return replace(state, own_gaps=own, gaps=gaps, size_bytes=size_bytes)
+    return replace(state, own_gaps=own, copy_seen=copy_seen, gaps=gaps, size_bytes=size_bytes)
 
 
 def _closed(told: Mapping[str, str]) -> set[str]:

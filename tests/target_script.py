@@ -96,7 +96,8 @@ class Script:
         self.maker.open_gaps = (*self.maker.open_gaps, OpenGap(position, reason, self.maker.time_ns))
 
     def close(self, *positions: Position) -> None:
-        """End a resync that closes these gaps."""
+        """Resync: begin a copy, and end it, which closes these gaps."""
+        self.maker.batch(mark(Kind.SYNC_BEGIN))
         self.maker.open_gaps = tuple(gap for gap in self.maker.open_gaps if gap.position not in positions)
         self.maker.batch(mark(Kind.SYNC_END, closes=",".join(map(str, positions))), *[self.told()] * self.chance.randint(0, 1))
 

@@ -190,6 +190,7 @@ def test_topic_made_anew_is_a_gap_and_asks_for_a_resync(cx: Stage, kafka: Kafka)
     asked = requests(cx, agent.volume)[0]
     assert asked.kind == "resync"
     assert worker.facts(agent.volume)["open_gaps"] == 1
+    again.mark(Kind.SYNC_BEGIN)
     again.mark(Kind.SYNC_END, closes=asked.attributes["gap"])
     again.flush()
     cx.journaled(again)
@@ -215,6 +216,7 @@ def test_lost_message_is_asked_for_and_becomes_a_gap_when_the_agent_no_longer_ha
         return bool(read_journal(cx.config, agent.volume).gaps)
 
     wait_until(begun, "a gap is begun")
+    agent.mark(Kind.SYNC_BEGIN)
     agent.write()
     agent.flush()
     cx.journaled(agent)
@@ -262,6 +264,7 @@ def test_deleted_writes_are_a_gap(cx: Stage, kafka: Kafka) -> None:
     for future in admin.delete_records([TopicPartition(writes_topic(agent.volume), 0, -1)]).values():
         future.result(10)
     lost = len(agent.sent)
+    agent.mark(Kind.SYNC_BEGIN)
     agent.write()
     agent.flush()
     cx.worker("second")

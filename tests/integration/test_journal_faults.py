@@ -53,6 +53,7 @@ def resyncs(cx: Stage, volume: str) -> list[Request]:
 def close_gaps(cx: Stage, agent: Agent) -> None:
     """Do what an agent does about resync requests, less the copying."""
     wait_until(lambda: bool(resyncs(cx, agent.volume)), "a resync is asked for")
+    agent.mark(Kind.SYNC_BEGIN)
     agent.write()
     agent.mark(Kind.SYNC_END, closes=",".join(one.attributes["gap"] for one in resyncs(cx, agent.volume)))
     agent.flush()
@@ -84,6 +85,7 @@ def test_deleted_writes_are_a_gap_that_a_resync_closes(cx: Stage, kafka: Kafka) 
     agent.flush()
     lose(cx, writes_topic(agent.volume))
     lost = len(agent.sent)
+    agent.mark(Kind.SYNC_BEGIN)
     agent.write()
     agent.flush()
     second = cx.worker("second")

@@ -307,11 +307,18 @@ def test_flushes_that_wait_share_one_and_never_one_that_began_before(parts: Part
 
 
 def test_a_write_pays_what_it_covers_whole(parts: Parts) -> None:
-    """While a copy is under way: so that a volume that is written all over need not be read all over too."""
+    """While a copy is under way: so that a volume that is written all over need not be read all over too.
+
+    Not before its `sync_begin`: whoever has missed something takes nothing for whole that comes before that.
+    """
     feed = Feed(CaptureDevice(parts.volume, "local").open_session())
     fill(parts, feed)
     come_back(parts)
     parts.volume.debts.owe(0, 16 * MIB)
+    feed.write(5 * MIB, b"w" * (192 << 10))
+    assert parts.owed() == set(range(256))
+    assert parts.volume.debts.take(0, 0, 16 * MIB) is None
+    assert parts.volume.marks.append_told(SYNC_BEGIN, parts.volume.debts.begin_copy) is not None
     feed.write(MIB, b"x" * (192 << 10))
     feed.write(2 * MIB + 5, b"y" * (128 << 10))
     paid = {16, 17, 18, 33}

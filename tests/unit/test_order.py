@@ -174,17 +174,33 @@ def test_agents_gaps_are_asked_for_if_what_closed_them_may_be_missing() -> None:
     assert gaps_to_ask_for(later.tail.state) == gaps_to_ask_for(lost)
 
 
-def test_after_a_gap_the_owner_goes_on_where_it_is() -> None:
+BEGIN = (Kind.SYNC_BEGIN, {})
+
+
+def test_after_a_gap_the_owner_goes_on_with_the_copy_s_beginning() -> None:
+    """What comes before is not taken for whole: the first part of a copy may be among what was not seen."""
     tail = Tail(standing(7).state, after_gap=True)
     assert order(tail, batch(1, 50), OTHER, 10).verdict is Verdict.FENCED
     assert order(tail, batch(1, 5), CLAIM, 10).tail.after_gap
-    found = order(tail, batch(1, 50), CLAIM, 10)
+    passed = order(tail, batch(1, 50), CLAIM, 10)
+    assert (passed.verdict, passed.piece, passed.tail.after_gap) == (Verdict.AWAITED, None, True)
+    found = order(passed.tail, batch(1, 51, 4, marks={2: BEGIN}), CLAIM, 11)
     assert found.piece is not None
-    assert found.piece.before.position == Position(1, 7)
-    assert (found.tail.state.position, found.tail.after_gap) == (Position(1, 50), False)
-    assert order(found.tail, batch(1, 60), CLAIM, 11).verdict is Verdict.OUT_OF_SEQUENCE
+    assert (found.piece.before.position, found.piece.batch.first) == (Position(1, 7), Position(1, 53))
+    assert (found.tail.state.position, found.tail.after_gap) == (Position(1, 54), False)
+    assert order(found.tail, batch(1, 60), CLAIM, 12).verdict is Verdict.OUT_OF_SEQUENCE
+
+
+def test_after_a_gap_the_end_of_a_copy_whose_beginning_is_lost_closes_nothing() -> None:
+    lost = begin_gap(standing(7).state, GapReason.BROKER_LOST_DATA, 5, topic_id="t", next_kafka_offset=10)
+    tail = Tail(lost, after_gap=True)
+    other = order(tail, batch(1, 50, marks={0: (Kind.SYNC_END, {"closes": str(Position(1, 3))})}), CLAIM, 10)
+    assert other.verdict is Verdict.AWAITED
+    found = order(tail, batch(1, 50, marks={0: (Kind.SYNC_END, {"closes": str(Position(1, 7))})}), CLAIM, 10)
+    assert (found.verdict, found.piece) == (Verdict.COPY_LOST, None)
+    assert found.tail.state.open_gaps == lost.open_gaps and found.tail.after_gap
 
 
 def test_after_a_gap_an_epoch_whose_start_is_lost_is_adopted() -> None:
-    found = order(Tail(standing(7).state, after_gap=True), batch(3, 90), OTHER, 10)
+    found = order(Tail(standing(7).state, after_gap=True), batch(3, 90, marks={0: BEGIN}), OTHER, 10)
     assert (found.tail.state.position, found.tail.state.incarnation) == (Position(3, 90), OTHER)

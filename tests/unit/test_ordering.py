@@ -213,13 +213,33 @@ def test_writes_deleted_unread_are_a_gap_until_the_resync_that_was_asked_for(sta
     (gap,) = stage.asked.resyncs
     assert (gap.position, gap.reason) == (Position(1, 2), "retention")
     assert stage.progress.durable.open_gaps == (gap,)
+    stage.mark(Kind.SYNC_BEGIN)
     stage.write(b"copied")
     stage.mark(Kind.SYNC_END, closes=str(gap.position))
     stage.hold()
     records, gaps = stage.journaled()
     assert gaps == ["retention"]
-    assert [position.sequence for position, *_ in records] == [1, 2, 4, 5, 6]
+    assert [position.sequence for position, *_ in records] == [1, 2, 5, 6, 7]
     assert stage.progress.durable.open_gaps == ()
+
+
+def test_a_copy_whose_beginning_the_broker_lost_is_asked_for_again(stage: Stage) -> None:
+    """Its end names the gap, and would close it over what was copied first: a replica that differs, and is said to be consistent."""
+    stage.write()
+    stage.broker.expire(WRITES, 3)
+    stage.write()
+    stage.hold()
+    (gap,) = stage.asked.resyncs
+    stage.write(b"the second half")
+    stage.mark(Kind.SYNC_END, closes=str(gap.position))
+    stage.hold()
+    assert [one.reason for one in stage.progress.durable.open_gaps] == ["retention", "broker_lost_data"]
+    assert stage.asked.resyncs[1:], "nobody would copy it again"
+    stage.mark(Kind.SYNC_BEGIN)
+    stage.mark(Kind.SYNC_END, closes=str(gap.position))
+    stage.hold()
+    assert stage.progress.durable.open_gaps == ()
+    assert [position.sequence for position, *_ in stage.journaled()[0]] == [1, 2, 7, 8]
 
 
 def test_a_journal_made_anew_under_its_worker_is_written_again_from_the_writes(stage: Stage) -> None:
@@ -240,7 +260,7 @@ def test_a_journal_made_anew_under_its_worker_is_written_again_from_the_writes(s
 def test_a_journal_made_anew_whose_writes_are_gone_is_a_gap(stage: Stage) -> None:
     stage.broker.expire(WRITES, 2)
     stage.broker.make_anew(JOURNAL)
-    stage.write()
+    stage.mark(Kind.SYNC_BEGIN)
     stage.hold()
     records, gaps = stage.journaled()
     assert ([position.sequence for position, *_ in records], gaps) == ([3], ["retention"])
@@ -301,7 +321,7 @@ def test_a_gap_still_open_when_another_begins_is_asked_for_anew(stage: Stage) ->
     for _ in range(2):
         stage.write()
         stage.broker.expire(WRITES, len(stage.broker.logs[WRITES]))
-        stage.write()
+        stage.mark(Kind.SYNC_BEGIN)
         stage.hold()
         stage.hold()
     assert [gap.position.sequence for gap in stage.asked.resyncs] == [2, 2, 2, 4, 2, 4]
