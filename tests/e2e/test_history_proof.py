@@ -63,7 +63,6 @@ def test_a_source_changed_behind_the_agent_puts_its_history_in_doubt(system: Sys
             file.write(b"not by the agent" * 512)
         wait_until(lambda: load() and bool(in_doubt(system)), "the store's history is in doubt", 120)
         wait_until(lambda: all(one.until is not None for one in in_doubt(system)), "it was copied again, and proved", 120)
-    assert cx(system)["history_different"] >= 1
     status = system.check_equal("db", source)
     assert status["gaps"] == 0, "order was not lost"
     told = json.loads(system.run("check", "db", "--json"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 
 from hostoffload import freeze
 from hostoffload.freeze import FrozenApplication
+from hostoffload.process import start_ticks
 from stream.errors import RetryError
 
 CHILD = """
@@ -65,7 +65,7 @@ def test_a_freeze_that_hangs_is_ended_and_thawed(tmp_path: Path) -> None:
     ):
         raise AssertionError("it is not frozen")
     assert lines(log) == ["thawed"]
-    until(lambda: not os.path.exists(f"/proc/{lines(pid)[0]}"))
+    until(lambda: start_ticks(int(lines(pid)[0])) is None)
 
 
 def test_an_error_in_between_thaws(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_signal_thaws_once(tmp_path: Path, number: signal.Signals, where: str)
     child.send_signal(number)
     child.wait(10)
     until(lambda: lines(log) == ["thawed"])
-    until(lambda: not os.path.exists(f"/proc/{lines(pid)[0]}"))
+    until(lambda: start_ticks(int(lines(pid)[0])) is None)
     assert (tmp_path / "interrupted").exists() == (number != signal.SIGKILL)
 
 
