@@ -29,8 +29,7 @@ context=$work/context
 mkdir "$context"
 # What git knows or might know, so that nothing of what lies about gets in; without git the whole folder, less what .dockerignore names.
 if git -C "$root" rev-parse --git-dir >/dev/null 2>&1; then
-    (cd "$root" && git ls-files --cached --others --exclude-standard -z | xargs -0 sh -c 'for one; do [ ! -e "$one" ] || printf "%s\0" "$one"; done' - \
-        | tar --null --files-from=- -c) | tar -x -C "$context"
+    (cd "$root" && git ls-files --cached --others --exclude-standard -z | tar --null --files-from=- --ignore-failed-read -c) | tar -x -C "$context"
 else
     (cd "$root" && tar --exclude=./.venv --exclude=./.git -c .) | tar -x -C "$context"
 fi
