@@ -20,7 +20,16 @@ def built() -> Images:
 
 
 @pytest.fixture(scope="session")
-def cluster(built: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Three brokers, an agent, two CX workers, a target; each test adds volumes of its own and leaves all parts running."""
+def shared(built: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Three brokers, an agent, two CX workers, a target; each test adds volumes of its own."""
     with deployed(built, tmp_path_factory.mktemp("cluster"), brokers=3) as running:
         yield running
+
+
+@pytest.fixture
+def cluster(shared: Deployment) -> Iterator[Deployment]:
+    """The shared one, all of it running."""
+    try:
+        yield shared
+    finally:
+        shared.restore()

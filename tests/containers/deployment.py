@@ -193,6 +193,18 @@ class Deployment:
         """Give it back, with a new address maybe."""
         self._network.connect(part.id, network_aliases=[part.name])
 
+    def restore(self) -> None:
+        """Bring back what a test that failed left killed, frozen or cut."""
+        for part in (*self.brokers, *self.parts.values()):
+            facts = part.facts()
+            if facts["State"]["Paused"]:
+                part.unpause()
+            if not facts["State"]["Running"]:
+                part.start()
+            if self._network.name not in facts["NetworkSettings"]["Networks"]:
+                self.heal(part)
+        self.wait_brokers()
+
     def remove_volume(self, volume: str) -> None:
         """Stop protecting it: what the next test sees is its own."""
         self.agent.hostoffload("volume", "remove", volume)
