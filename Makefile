@@ -45,6 +45,12 @@ BUFFER_MIB ?= 256
 chaos: setup  ## kill, stop, restart and cut everything under load, and compare: SEED, SECONDS, KILLS, FAULTS, BUFFER_MIB
 	$(BIN)/python -m tests.chaos --seed $(SEED) --seconds $(SECONDS) --kills $(KILLS) --faults $(FAULTS) --buffer-mib $(BUFFER_MIB)
 
+.PHONY: containers
+containers: setup  ## build the images and test the system deployed from them; an engine is started if none answers (root)
+	@engine=$$(mktemp -d); trap 'docker/engine.sh stop "$$engine"; rm -rf "$$engine"' EXIT; eval "$$(docker/engine.sh start "$$engine")"; \
+	HOSTOFFLOAD_BROKER_IMAGE=$$(docker/kafka/build.sh) && HOSTOFFLOAD_IMAGE=$$(docker/hostoffload/build.sh) \
+	&& export HOSTOFFLOAD_BROKER_IMAGE HOSTOFFLOAD_IMAGE && $(BIN)/python -m pytest tests/containers
+
 .PHONY: clean
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .ruff_cache .coverage
