@@ -22,8 +22,8 @@ test: setup  ## the fast layers, and the real broker: under 5 minutes
 	$(BIN)/python -m pytest tests/tidy tests/unit tests/property tests/contract tests/integration -m "not slow" --cov --cov-report=term:skip-covered
 
 .PHONY: ci
-ci: setup  ## everything that .ci/run runs after installing its tools
-	$(BIN)/python -m pytest tests --cov --cov-report=term:skip-covered
+ci: setup  ## everything that .ci/run runs after installing its tools; what `make containers` runs stands apart
+	$(BIN)/python -m pytest tests --ignore=tests/containers --cov --cov-report=term:skip-covered
 
 .PHONY: bench
 bench: setup  ## the agent beside nbdkit, end to end, RPO lag
@@ -44,6 +44,12 @@ BUFFER_MIB ?= 256
 .PHONY: chaos
 chaos: setup  ## kill, stop, restart and cut everything under load, and compare: SEED, SECONDS, KILLS, FAULTS, BUFFER_MIB
 	$(BIN)/python -m tests.chaos --seed $(SEED) --seconds $(SECONDS) --kills $(KILLS) --faults $(FAULTS) --buffer-mib $(BUFFER_MIB)
+
+.PHONY: containers
+containers: setup  ## build the images and test the system deployed from them; an engine is started if none answers (root)
+	@engine=$$(mktemp -d); trap 'docker/engine.sh stop "$$engine"; rm -rf "$$engine"' EXIT; eval "$$(docker/engine.sh start "$$engine")"; \
+	HOSTOFFLOAD_BROKER_IMAGE=$$(docker/kafka/build.sh) && HOSTOFFLOAD_IMAGE=$$(docker/hostoffload/build.sh) \
+	&& export HOSTOFFLOAD_BROKER_IMAGE HOSTOFFLOAD_IMAGE && $(BIN)/python -m pytest tests/containers
 
 .PHONY: clean
 clean:

@@ -145,7 +145,7 @@ SECTIONS: Mapping[str, type] = MappingProxyType(
         "log": LogConfig,
     }
 )
-_OTHER_VARIABLES = frozenset({"HOSTOFFLOAD_STATE", "HOSTOFFLOAD_CONFIG", "HOSTOFFLOAD_CACHE", "HOSTOFFLOAD_BROKER_IMAGE"})
+_OTHER_VARIABLES = frozenset(f"{ENVIRONMENT_PREFIX}{name}" for name in ("STATE", "CONFIG", "CACHE", "IMAGE", "BROKER_IMAGE"))
 
 
 def load(path: Path | None, environment: Mapping[str, str] = os.environ) -> Config:

@@ -1,0 +1,1 @@
+"""The deployed system: containers of the images, driven from outside."""
