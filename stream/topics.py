@@ -94,7 +94,10 @@ class Topics:
         self._admin = AdminClient(client_settings(config))
 
     def ensure(self, specs: Iterable[TopicSpec]) -> None:
-        """Create what is missing, then check all. Raises ConfigError when a topic contradicts its spec."""
+        """Create what is missing, then check all. Raises ConfigError when a topic contradicts its spec.
+
+        Raises RetryError also while fewer brokers are there than a topic wants replicas: a cluster that starts has one broker after the other.
+        """
         specs = list(specs)
         existing = self.names()
         new = [
@@ -106,6 +109,8 @@ class Topics:
             try:
                 _result(future)
             except KafkaException as error:
+                if error.args[0].code() == KafkaError.INVALID_REPLICATION_FACTOR:
+                    raise _too_few_brokers(error, name) from error
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise translate(error, f"Topic {name} can't be created", topic=name) from error
         deadline_s = time.monotonic() + VISIBLE_TIMEOUT_S
@@ -203,3 +208,11 @@ def _result(future: Future) -> Any:
         return future.result(ADMIN_TIMEOUT_S)
     except TimeoutError as error:
         raise RetryError("The broker does not answer in time", hint="Check that it runs and can be reached.") from error
+
+
+def _too_few_brokers(error: KafkaException, topic: str) -> RetryError:
+    return RetryError(
+        f"Topic {topic} can't be created: {error.args[0].str()}",
+        hint="Start the brokers that are missing, or lower kafka.replication_factor.",
+        topic=topic,
+    )
