@@ -96,7 +96,7 @@ class Topics:
     def ensure(self, specs: Iterable[TopicSpec]) -> None:
         """Create what is missing, then check all. Raises ConfigError when a topic contradicts its spec.
 
-        Raises RetryError also while fewer brokers are there than a topic wants replicas: a cluster that starts has one broker after the other.
+        Raises RetryError also while fewer brokers are there than a topic wants replicas: they start one after the other.
         """
         specs = list(specs)
         existing = self.names()
