@@ -106,7 +106,10 @@ class Topics:
         return self._client
 
     def ensure(self, specs: Iterable[TopicSpec]) -> None:
-        """Create what is missing, then check all. Raises ConfigError when a topic contradicts its spec."""
+        """Create what is missing, then check all. Raises ConfigError when a topic contradicts its spec.
+
+        Raises RetryError also while fewer brokers are there than a topic wants replicas: they start one after the other.
+        """
         specs = list(specs)
         existing = self.names()
         new = [
@@ -118,6 +121,8 @@ class Topics:
             try:
                 self._result(future)
             except KafkaException as error:
+                if error.args[0].code() == KafkaError.INVALID_REPLICATION_FACTOR:
+                    raise _too_few_brokers(error, name) from error
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise self._failed(error, f"Topic {name} can't be created", topic=name) from error
         deadline_s = time.monotonic() + VISIBLE_TIMEOUT_S
@@ -221,3 +226,11 @@ class Topics:
         told = translate(error, sentence, **facts)
         self._answered = not isinstance(told, RetryError)
         return told
+
+
+def _too_few_brokers(error: KafkaException, topic: str) -> RetryError:
+    return RetryError(
+        f"Topic {topic} can't be created: {error.args[0].str()}",
+        hint="Start the brokers that are missing, or lower kafka.replication_factor.",
+        topic=topic,
+    )

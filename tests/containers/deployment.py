@@ -27,6 +27,8 @@ NBD_PORT = 10809
 MIB = 1 << 20
 STATE = "/var/lib/hostoffload"
 TARGET = "replica"
+NO_CHECK = {"test": ["NONE"]}
+MEMORY = {"ipc_mode": "shareable", "shm_size": "1g", "healthcheck": NO_CHECK}
 SYNC_S = 180
 BROKER_S = 90
 SETTINGS = {"HOSTOFFLOAD_AGENT_BUFFER_BYTES_MAX": str(96 * MIB), "HOSTOFFLOAD_CX_STORE_URL": "/store", "HOSTOFFLOAD_TARGET_NAME": TARGET}
@@ -52,7 +54,7 @@ class Deployment:
         self._network, self._door = self._new_network(), self._new_network()
         for number, broker in enumerate(self._names, 1):
             self.brokers.append(self._broker(number, broker))
-        memory = self._start("memory", None, None, entrypoint=["tini", "--", "sleep", "infinity"], ipc_mode="shareable", shm_size="1g")
+        memory = self._start("memory", None, None, entrypoint=["tini", "--", "sleep", "infinity"], **MEMORY)
         self.parts["memory"] = memory
         self._service("agent", ["agent", "run"], {"volumes": "/volumes"}, ipc_mode=f"container:{memory.id}")
         for worker in ("cx-1", "cx-2"):

@@ -15,7 +15,7 @@ import pytest
 from testcontainers.core.container import DockerContainer
 
 import docker
-from tests.containers.deployment import MIB, USER, Deployment, deployed
+from tests.containers.deployment import MIB, NO_CHECK, USER, Deployment, deployed
 from tests.containers.images import Images
 from tests.containers.load import load
 from tests.e2e.system import wait_until
@@ -31,6 +31,7 @@ MODE_S = 120
 SYNC_S = 120
 WRITE_S_MAX = 5.0  # of the application, whatever becomes of Kafka
 DISK_BYTES = 64 * MIB
+FULL_LOG_LINES = 4000
 
 
 @contextlib.contextmanager
@@ -144,8 +145,8 @@ class SmallDisk:
         self._engine = docker.from_env()
         told = {"type": "tmpfs", "device": "tmpfs", "o": f"size={DISK_BYTES},uid={USER},mode=0700"}
         self._volume = self._engine.volumes.create(self.name, driver="local", driver_opts=told)
-        self._holder = DockerContainer(image, entrypoint=["sleep", "infinity"]).with_volume_mapping(self.name, "/held", "rw")
-        self._holder.start()
+        self._holder = DockerContainer(image, entrypoint=["tini", "--", "sleep", "infinity"], healthcheck=NO_CHECK)
+        self._holder.with_volume_mapping(self.name, "/held", "rw").start()
 
     def enlarge(self) -> None:
         path = Path(self._volume.attrs["Mountpoint"])
@@ -165,17 +166,16 @@ def test_a_full_disk_of_the_broker_is_told_and_what_was_written_meanwhile_arrive
             volume = protected(system)
             with load(lambda: system.uri(volume), MIB):
                 pour(system.uri(volume), random_image(tmp_path))
-                failing = {"volume": volume, "part": "publisher"}
-                wait_until(lambda: system.agent.metric("hostoffload_volume_error", **failing) == 1, "it is told", MODE_S)
-                status = system.status(volume)
-                print("told", status["mode"], status["mode_reason"], status["backlog_bytes"], system.agent.log(20))
-                assert status["backlog_bytes"] > 0, status
-                disk.enlarge()
+                wait_until(lambda: system.mode(volume) == "BITMAP", "the buffer is full too", MODE_S)
+                assert "Kafka has acknowledged nothing" in system.status(volume)["mode_reason"]
+                assert "hint=" in system.agent.log(FULL_LOG_LINES)
                 broker = system.brokers[0]
+                assert "No space left on device" in broker.log(FULL_LOG_LINES), "it is the disk that stopped it"
+                disk.enlarge()
                 if broker.facts()["State"]["Running"]:
                     broker.kill()
                 broker.start()
-                wait_until(lambda: system.mode(volume) == "DATA" and system.status(volume)["backlog_bytes"] < MIB, "all is well", MODE_S)
+                wait_until(lambda: system.mode(volume) == "DATA", "order is back", MODE_S)
             system.check_equal(volume)
     finally:
         disk.remove()

@@ -55,3 +55,11 @@ def test_a_topic_that_is_not_there_has_no_id(kafka: Kafka) -> None:
 def test_a_broker_that_is_not_there_is_one_sentence() -> None:
     with pytest.raises(RetryError, match="broker"):
         Topics(KafkaConfig(bootstrap="127.0.0.1:1")).names()
+
+
+def test_too_few_brokers_are_waited_for(kafka: Kafka) -> None:
+    """A cluster that starts has one broker after the other: nobody's config is wrong because of it."""
+    config, volume = KafkaConfig(bootstrap=kafka.bootstrap, replication_factor=16), kafka.fresh_volume_name()
+    with pytest.raises(RetryError, match="can't be created") as refused:
+        Topics(config).ensure(data_topics(volume, config))
+    assert "replication_factor" in refused.value.hint

@@ -289,6 +289,16 @@ class TestEndpoint:
             time.sleep(0.01)
         waiting.stop()
 
+    def test_a_service_that_was_started_again_has_its_address_at_once(self, served: Served, tmp_path: Path) -> None:
+        """Though the connections of those who asked the one before it are not forgotten yet: here the server hung up first."""
+        with socket.create_connection(("127.0.0.1", served.port)) as client:
+            client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            while client.recv(4096):
+                pass
+        served.endpoint.stop()
+        again = endpoint_module._Server(("127.0.0.1", served.port), endpoint_module.app_of(Scope("cx", "cx", tmp_path)))
+        again.server_close()
+
 
 class TestConfig:
     def test_no_address_serves_nowhere(self, tmp_path: Path) -> None:
