@@ -88,7 +88,7 @@ def composed(images: Images, folder: Path, *files: str) -> Iterator[Composed]:
         print(project.call("logs", "--no-color", "--tail=30"))
         raise
     finally:
-        project.call("down", "--volumes", "--timeout", "60")
+        project.call("down", "--volumes", "--timeout", "10")  # the last brokers of three wait for a quorum that is gone
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from tests.tools import need
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 CLIENT_S = 120
 HEALTHY_S = 90
+UNDER_WAY_BYTES_MAX = 128 << 10  # one write of the load, in extents of 64 KiB
 
 
 def client(*command: object) -> str:
@@ -79,6 +80,7 @@ def test_each_part_is_restarted_under_load_and_nothing_is_copied_again(cluster: 
             restart(cluster.parts[name])
         written = application.written_bytes
         wait_until(lambda: application.written_bytes > written, "the application goes on")
+        assert cluster.status(volume)["resync_bytes"] == before["resync_bytes"], "a clean stop copies nothing again"
         cluster.agent.kill()
         cluster.agent.start()
         cluster.agent.wait_ready()
@@ -86,7 +88,7 @@ def test_each_part_is_restarted_under_load_and_nothing_is_copied_again(cluster: 
         wait_until(lambda: application.written_bytes > written + MIB, "the application goes on after the kill")
     after = cluster.check_equal(volume)
     assert after["gaps"] == before["gaps"], "no order was lost: what was captured lives in the memory that outlives the container"
-    assert after["resync_bytes"] == before["resync_bytes"], "nothing was copied again"
+    assert after["resync_bytes"] - before["resync_bytes"] <= UNDER_WAY_BYTES_MAX, "only what was being written at the kill is read again"
     for part in cluster.services():
         wait_until(lambda part=part: part.health() == "healthy", f"{part.name} is healthy", HEALTHY_S)
     cluster.remove_volume(volume)
