@@ -134,18 +134,22 @@ def test_nothing_is_left_when_one_side_is_killed_while_a_check_runs(uri: str, vi
     script = f"cd {line.places[Need.MOUNT]}; sleep {SLEEP_S} & sleep {SLEEP_S}"
     line._process.stdin.write(b'{"do": "check", "line": "%s", "timeout_s": 1000, "environment": {}}\n' % script.encode())
     line._process.stdin.flush()
-    while not any(f"sleep {SLEEP_S}" in one for one in command_lines()):
+    while len(sleepers()) < 2:  # both: what is begun after they are counted would outlive its keeper
         time.sleep(0.01)
     if victim == "keeper":
         os.kill(line._process.pid, signal.SIGKILL)
-        for pid in [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if sleeps(path)]:
+        for pid in sleepers():
             os.kill(pid, signal.SIGKILL)  # they lost their keeper; the mount goes all the same
     line.close()
     check_nothing_left(line)
-    assert not any(f"sleep {SLEEP_S}" in one for one in command_lines())
+    assert sleepers() == []
 
 
-def sleeps(path: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return str(SLEEP_S).encode() in path.read_bytes()
-    return False
+def sleepers() -> list[int]:
+    """The processes that sleep for the time that is ours alone, without the shell that began them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes() == b"sleep\0%d\0" % SLEEP_S:
+                found.append(int(path.parent.name))
+    return found
