@@ -30,6 +30,7 @@ from cx_consumers.fold import FoldProcess
 from cx_consumers.foreign_log import quieten
 from cx_consumers.intake import Acknowledgements, Arrival, Intake
 from cx_consumers.ordering import Shared
+from cx_consumers.orphans import Orphans
 from history.vault import open_vault
 from stream import security
 from stream.config import Config, KafkaConfig
@@ -56,7 +57,7 @@ STOP_WORKERS_S = 2.5
 STOP_FAUST_S = 2.0
 STOP_S_MAX = 5.0
 GIL_SWITCH_S = 0.0005  # the event loop and the volumes' threads take turns; 5 ms, the default, would be seen in every latency
-_THREADS = frozenset({"asks", "declared", "report"})
+_THREADS = frozenset({"asks", "declared", "orphans", "report"})
 _log = logging.getLogger(__name__)
 
 
@@ -175,10 +176,14 @@ class FaustIntake:
 
     def check_subscription(self) -> None:
         """Ask for a subscription again that Faust dropped because a rebalance was under way (`traps.md`)."""
-        topics = self._app.topics
         wanted = {writes_topic(volume) for volume in self._agents}
-        if not self._app.rebalancing and set(topics._topic_name_index) != wanted:
-            topics._flag_changes()
+        if set(self._app.topics._topic_name_index) != wanted:
+            self.rejoin()
+
+    def rejoin(self) -> None:
+        """Subscribe once more, so that the group is assigned anew; nothing while that is under way."""
+        if not self._app.rebalancing:
+            self._app.topics._flag_changes()
 
     async def stop(self) -> None:
         """Leave the group at once and stop."""
@@ -235,6 +240,7 @@ class Worker:
         self._asks = Asks(self._control.put, name)
         self._intake = Intake(config.cx.pipeline_bytes_max, loop)
         self._declared = DeclaredVolumes(config.kafka, self._topics, config.cx.codec, self._on_declared, lambda: self._volumes.workers())
+        self._orphans = Orphans(self._topics, lambda: self._wanted, self._on_orphans)
         shared = Shared(KafkaBroker(config.kafka, self._topics), name, self._asks, Acknowledgements(loop))
         store = open_vault(config.cx.store_url or str(state_dir / "store"), config.history)
         folds = FoldProcess(store.url, replace(config.history, scratch_dir=config.history.scratch_dir or str(state_dir)))
@@ -253,6 +259,7 @@ class Worker:
         threading.excepthook = self._on_thread_ended
         self._asks.start()
         self._declared.start()
+        self._orphans.start()
         reports = threading.Thread(target=self._report, name="report", daemon=True)
         reports.start()
         event(_log, logging.INFO, "started", worker=self._name)
@@ -299,6 +306,7 @@ class Worker:
         leave.daemon = True
         leave.start()
         self._declared.stop()
+        self._orphans.stop()
         await asyncio.to_thread(self._volumes.stop, STOP_WORKERS_S)
         await asyncio.sleep(0)
         await self._stop_faust()
@@ -325,6 +333,9 @@ class Worker:
     def _on_declared(self, volumes: frozenset[str]) -> None:
         self._wanted = volumes
         self._loop.call_soon_threadsafe(self._wake.set)
+
+    def _on_orphans(self) -> None:
+        self._loop.call_soon_threadsafe(lambda: self._faust.rejoin() if self._faust is not None else None)
 
     def _on_crash(self, error: BaseException) -> None:
         self._failure = self._failure or error

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import ConsumerGroupState, KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
 from stream.config import KafkaConfig
@@ -29,6 +29,11 @@ STATUS_TOPIC = "ho.status"
 ADMIN_TIMEOUT_S = 15.0
 VISIBLE_TIMEOUT_S = 10.0
 VISIBLE_PAUSE_S = 0.02
+_MOVING = (  # the group's coordinator is found or comes up just now
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +197,19 @@ class Topics:
             int(real["min.insync.replicas"]),
             int(real["max.message.bytes"]),
         )
+
+    def taken(self, group: str) -> set[str] | None:
+        """Return the topics that are assigned to a member of the consumer group; None while the group is not at rest."""
+        described = self._admin.describe_consumer_groups([group], request_timeout=ADMIN_TIMEOUT_S)
+        try:
+            found = self._result(described[group])
+        except KafkaException as error:
+            if error.args[0].code() in _MOVING:
+                return None
+            raise self._failed(error, f"Group {group} can't be described", group=group) from error
+        if found.state != ConsumerGroupState.STABLE:
+            return None
+        return {partition.topic for member in found.members for partition in member.assignment.topic_partitions}
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete topics; those that are not there are passed over."""

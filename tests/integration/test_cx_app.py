@@ -7,11 +7,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from cx_consumers.app import METADATA_AGE_MS_MAX
 from stream.control import Answer, Follower, Request
 from stream.record import Kind
+from stream.roles import CX_GROUP
 from stream.topics import data_topics, journal_topic, writes_topic
 from tests.cx_stage import Agent, Stage, read_journal, stage, wait_until
 from tests.kafka_fixture import Kafka, OwnBroker
@@ -123,6 +126,23 @@ def test_two_workers_share_volumes_and_one_takes_over(cx: Stage, kafka: Kafka, h
         assert told.records == agent.sent
         assert told.gaps == []
     print(f"{how}: volumes moved in {moved_s:.1f} s")
+
+
+@pytest.mark.slow
+def test_a_topic_made_anew_at_once_is_taken_again(cx: Stage, kafka: Kafka) -> None:
+    """Whatever the group saw of it: the topic missing, the new one, or neither."""
+    agents = [cx.add(kafka.fresh_volume_name("anew")) for _ in range(2)]
+    topics = {writes_topic(agent.volume) for agent in agents}
+    worker, random = cx.worker("one"), Random(8)
+    for _ in range(3):
+        wait_until(lambda: cx.topics.taken(CX_GROUP) == topics, "the worker has both", MOVE_S_MAX)
+        time.sleep(random.uniform(0.0, METADATA_AGE_MS_MAX / 1000))
+        cx.topics.delete([writes_topic(agents[0].volume)])
+        wait_until(lambda: not topics <= cx.topics.names(), "it is gone")
+        time.sleep(random.uniform(0.0, 0.5))
+        cx.make_topics(agents[0].volume)
+    wait_until(lambda: cx.topics.taken(CX_GROUP) == topics, "the worker has both", MOVE_S_MAX)
+    wait_until(lambda: worker.volumes() >= {agent.volume for agent in agents}, "both run", MOVE_S_MAX)
 
 
 def test_volume_added_and_removed_while_running(cx: Stage, kafka: Kafka) -> None:
