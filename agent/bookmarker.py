@@ -1,7 +1,8 @@
 """The bookmarker: carries out, in capture, what is asked for by bookmarks, one barrier after the other on a thread of its own.
 
-What is begun is written down before the marks, the outcome after them (`agent.bookmarks`). A request is carried out once at most: of one
-that a killed process had begun, the rings tell which volumes have the mark, and that is its outcome.
+What is begun is written down before the marks, the outcome after them (`agent.bookmarks`), and both outlive the host's power. A request is
+carried out once at most: of one that a killed process had begun, the rings tell which volumes have the mark, and that is its outcome; of
+one whose ring is lost with the host's memory, nobody here knows, and that is said.
 """
 
 from __future__ import annotations
@@ -144,13 +145,18 @@ class Bookmarker:
 
 def _left_by_a_dead_process(begun: Asked, rings: Iterable[VolumeRing]) -> Outcome:
     """Return what the rings tell of a barrier whose process died before it told the outcome."""
-    marks = {}
+    marks, forgotten = {}, set(begun.volumes)
     for ring in rings:
+        forgotten.discard(ring.text("volume"))
         told = _MARKED.fullmatch(ring.text("marked"))  # torn: killed before the mark
         if told is None or told[1] != begun.id or ring.text("volume") not in begun.volumes:
             continue
         if told[2] <= str(ring.position(W_HEAD)):
             marks[ring.text("volume")] = TakenMark(told[2], int(told[3]))
+    if forgotten:
+        names = sorted(forgotten)
+        sentence = f"The host's memory was lost while the mark of {', '.join(names)} was being taken: Kafka may have it"
+        return Outcome(begun, marks, error=f"{sentence}. `hostoffload points {names[0]}` shows it then.")
     if not marks:
         return Outcome(begun, error=f"The agent was started again before it took the mark. {NOTHING_MARKED}")
     lacking = sorted(set(begun.volumes) - marks.keys())

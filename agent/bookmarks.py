@@ -2,17 +2,18 @@
 
 The publisher hands over what is asked in the file of the declared volumes (`agent.declared`); capture tells what became of it in
 `<state>/agent/bookmarks.json`: `{"begun": {asked} or null, "outcomes": [{outcome}, ...]}`, the newest last. The file is replaced before
-marks are taken and when they are; it survives both processes, so a kill in between is noticed. Pure but for `BookmarkFile`.
+marks are taken and when they are; it survives both processes and a power cut, so that either in between is noticed. Pure but for `BookmarkFile`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from agent.state_file import HOST_FILES
 
 OUTCOMES_KEPT = 64
 
@@ -75,12 +76,10 @@ class BookmarkFile:
         return None, []
 
     def write(self, begun: Asked | None, outcomes: Iterable[Outcome]) -> None:
-        """Replace it. Raises OSError."""
+        """Replace it, durably. Raises OSError."""
         kept = list(outcomes)[-OUTCOMES_KEPT:]
         told = {"begun": None if begun is None else asdict(begun), "outcomes": [asdict(one) for one in kept]}
-        new = self.path.with_suffix(".new")
-        new.write_text(json.dumps(told), encoding="utf-8")
-        os.replace(new, self.path)
+        HOST_FILES.make(self.path, json.dumps(told).encode())
 
 
 def asked_of(told: dict) -> Asked:

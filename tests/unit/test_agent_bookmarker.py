@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from agent import bookmarker
 from agent.bookmarker import Bookmarker
 from agent.bookmarks import Asked, BookmarkFile, Outcome
+from agent.state_file import HostFiles
 from agent.volume import Volume
 from tests.agent_parts import Parts
 
@@ -164,6 +166,35 @@ def test_a_kill_between_marks_and_outcome_is_settled_from_the_rings(host: Host, 
     else:
         assert "the mark is in a alone, not in b" in outcome.error
     assert BookmarkFile(host.state).read()[0] is None
+
+
+def test_of_a_mark_whose_ring_is_lost_nobody_says_that_it_is_not_there(host: Host) -> None:
+    BookmarkFile(host.state).write(asked("r-1", "a", "b"), [])
+    host.parts["a"].ring.set_text("marked", "r-1 00000001-0000000000000002 0")
+    host.parts["a"].volume.marks.append_told(21, lambda: {"label": "x"})
+    del host.parts["b"]
+    host.begin()
+    outcome = host.outcome("r-1")
+    assert outcome.error.startswith("The host's memory was lost while the mark of b was being taken: Kafka may have it")
+    assert set(outcome.marks) == {"a"}
+    host.bookmarker.ask([asked("r-1", "a", "b"), asked("r-2", "a")])
+    host.outcome("r-2")
+    assert len(host.marks("a")) == 2, "it is not taken again"
+
+
+def test_what_is_begun_and_what_became_of_it_outlive_the_power(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written down durably before the mark, and after it."""
+    told: list[tuple[bool, int]] = []
+    real = HostFiles.make
+
+    def make(files: HostFiles, path: Path, content: bytes) -> None:
+        real(files, path, content)
+        told.append((json.loads(content)["begun"] is not None, len(host.marks("a"))))
+
+    monkeypatch.setattr(HostFiles, "make", make)
+    host.bookmarker.ask([asked("r-1", "a")])
+    host.outcome("r-1")
+    assert told == [(True, 0), (False, 1)]
 
 
 def test_a_removed_volume_is_forgotten(host: Host) -> None:
