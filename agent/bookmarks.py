@@ -2,7 +2,7 @@
 
 The publisher hands over what is asked in the file of the declared volumes (`agent.declared`); capture tells what became of it in
 `<state>/agent/bookmarks.json`: `{"begun": {asked} or null, "outcomes": [{outcome}, ...]}`, the newest last. The file is replaced before
-marks are taken and when they are; it survives both processes and a power cut, so that either in between is noticed. Pure but for `BookmarkFile`.
+marks are taken and when they are; it survives both processes and a power cut, so that either is noticed. Pure but for `BookmarkFile`.
 """
 
 from __future__ import annotations

@@ -92,7 +92,8 @@ class History:
             raise self._wrong(f"two rings hold epoch {epoch}")
         if known is None:
             self.epochs[epoch] = Epoch(epoch, first, incarnation, logged=first)
-            self._newest_ns, self._made_anew = 0 if self._made_anew else self._newest_kept(epoch), False
+            anew = self._made_anew or first == 1  # deleted, or emptied by retention: the log counts from its start again
+            self._newest_ns, self._made_anew = 0 if anew else self._newest_kept(epoch), False
 
     def _newest_kept(self, epoch: int) -> int:
         """Return the newest capture time before an epoch, of records that it did not leave behind."""
