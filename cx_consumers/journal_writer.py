@@ -2,8 +2,9 @@
 
 Used by the volume's worker, one instance for each time it takes the volume. `claim` appends a fence; its kafka_offset is the incarnation in
 everything written afterwards. Each acknowledgement must follow the one before it in the journal: where it does not, what lies between is
-read, and a fence there means that another worker took the volume (design rules 18 and 21). After any failure the writer is done with; the
-state is derived from the journal again.
+read, and a fence there means that another worker took the volume (design rules 18 and 21). So does a message by which every reader drops
+this worker's claim: one that names a fence at or behind itself. After any failure the writer is done with; the state is derived from the
+journal again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from contextlib import closing
 
 from cx_consumers.broker import Broker
-from cx_consumers.journal_tail import FENCE, IDLE_S_MAX, LATE_MESSAGES_MAX
+from cx_consumers.journal_tail import FENCE, IDLE_S_MAX, LATE_MESSAGES_MAX, writer_of
 from stream.codec import encode_journal
 from stream.errors import IntegrityError, RetryError
 from stream.journal import JournalBatch, JournalFence, JournalGap, JournalState
@@ -143,6 +144,9 @@ class JournalWriter:
         with closing(self._broker.reader(self._topic)) as reader:
             for message in reader.read_range(expected, kafka_offset, idle_s_max=IDLE_S_MAX):
                 if message.headers.get("kind") == FENCE.encode():
-                    raise DisplacedError(
-                        "Another worker took the volume", topic=self._topic, kafka_offset=message.kafka_offset, volume=self._volume
-                    )
+                    told = "Another worker took the volume"
+                elif writer_of(message) >= message.kafka_offset:
+                    told = "A worker that has not noticed that the journal was made anew wrote into it"
+                else:
+                    continue
+                raise DisplacedError(told, topic=self._topic, kafka_offset=message.kafka_offset, volume=self._volume)

@@ -9,6 +9,8 @@ import pytest
 
 from cx_consumers.asks import Asks
 from cx_consumers.intake import Arrival
+from cx_consumers.journal_tail import last_valid
+from cx_consumers.journal_writer import DisplacedError
 from cx_consumers.ordering import Ordering, Progress, Shared
 from stream.codec import decode_journal, encode_writes, unpack
 from stream.errors import FencedError, IntegrityError, RetryError
@@ -255,6 +257,27 @@ def test_a_journal_made_anew_under_its_worker_is_written_again_from_the_writes(s
     records, gaps = stage.journaled()
     assert ([position.sequence for position, *_ in records], gaps) == ([1, 2, 3], [])
     assert stage.asked.resyncs == []
+
+
+def test_a_late_message_of_the_old_journal_in_the_new_one_outdates_the_claim_before_it(stage: Stage) -> None:
+    """Every reader drops what claims before it wrote, so a worker that went on would write for nobody, for ever."""
+    stage.write()
+    stage.hold()
+    late = stage.broker.logs[JOURNAL][-1]
+    assert decode_journal(late.value).writer > 1
+    stage.broker.make_anew(JOURNAL)
+
+    def comes_late() -> None:
+        stage.broker.append(JOURNAL, late.value, list(late.headers.items()))
+        stage.write()
+
+    with pytest.raises(DisplacedError, match="made anew"):
+        stage.hold(comes_late)
+    stage.hold()
+    log = stage.broker.logs[JOURNAL]
+    tail, _ = last_valid(log, 0)
+    assert tail is log[-1], "what is written now is believed"
+    assert decode_journal(tail.value).state.position.sequence == 4
 
 
 def test_a_journal_made_anew_whose_writes_are_gone_is_a_gap(stage: Stage) -> None:
