@@ -46,9 +46,10 @@ class Asks:
         self._thread.join(timeout_s)
         self._stop.set()
 
-    def resync(self, volume: str, gap: OpenGap, newest: OpenGap | None = None) -> None:
-        """Ask for everything to be copied again, which closes `gap`; `newest` is the last gap that began while it was open."""
-        told = {"reason": gap.reason, "gap": str(gap.position)}
+    def resync(self, volume: str, gap: OpenGap, newest: OpenGap | None = None, *, name: str = "") -> None:
+        """Ask for everything to be copied again, which closes `gap`; `newest` is the last gap that began while it was open, `name` what the
+        copy's `sync_end` is to call it, if not by its position."""
+        told = {"reason": gap.reason, "gap": name or str(gap.position)}
         self._ask("resync", f"resync-{volume}-{gap.position}-{(newest or gap).begun_at_ns:x}", volume, told)
 
     def repair(self, volume: str, position: str, offset_bytes: int, length_bytes: int) -> None:

@@ -18,6 +18,7 @@ from cx_consumers.intake import Intake
 from cx_consumers.ordering import Shared
 from cx_consumers.persist import Persister
 from cx_consumers.volume_worker import VolumeWorker
+from history.chain import closing_name
 from history.retention_table import parse_table
 from history.store import Store
 from stream.config import Config
@@ -124,7 +125,7 @@ class PersistThread:
     """The thread that one volume's Persister runs in."""
 
     def __init__(self, volume: str, config: Config, store: Store, shared: Shared, crashed: Callable[[BaseException], None]) -> None:
-        self._persister = Persister(volume, config, store, ask_resync=lambda gap: shared.asks.resync(volume, gap))
+        self._persister = Persister(volume, config, store, ask_resync=lambda gap: shared.asks.resync(volume, gap, name=closing_name(gap)))
         self._crashed = crashed
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"persist-{volume}", daemon=True)

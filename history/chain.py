@@ -7,6 +7,7 @@ an IntegrityError.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from history.segment import StoredGap
@@ -27,6 +28,19 @@ HOLES = {
     JOURNAL_SHORTENED: "the journal ends below what was stored already",
 }
 NO_FENCE = -1
+
+
+def closing_name(gap: OpenGap) -> str:
+    """Return what the `closes` of a `sync_end` calls this gap.
+
+    A hole has its time in its name: at its position somebody else may have asked for a copy, whose beginning can be among what was lost.
+    """
+    return f"{gap.position}/{gap.begun_at_ns:x}" if gap.reason in HOLES else str(gap.position)
+
+
+def closed_names(attributes: Mapping[str, str]) -> set[str]:
+    """Return the names of the gaps that a `sync_end` closes."""
+    return {text.strip() for text in attributes.get("closes", "").split(",")}
 
 
 class Chain:
@@ -138,11 +152,11 @@ class Chain:
     def _close_own_gaps(self, records: Batch) -> None:
         if not self._own_gaps or Kind.SYNC_END not in records.kinds:
             return
-        closed = set()
+        closed: set[str] = set()
         for index, attributes in records.marks.items():
             if records.kinds[index] == Kind.SYNC_END:
-                closed.update(part.strip() for part in attributes.get("closes", "").split(","))
-        self._own_gaps = tuple(gap for gap in self._own_gaps if str(gap.position) not in closed)
+                closed |= closed_names(attributes)
+        self._own_gaps = tuple(gap for gap in self._own_gaps if closing_name(gap) not in closed)
 
     def _wrong(self, sentence: str, kafka_offset: int, **facts: object) -> IntegrityError:
         return IntegrityError(

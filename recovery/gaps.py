@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from history.chain import HOLES
+from history.chain import HOLES, closed_names, closing_name
 from history.doubts import Doubt
 from history.moments import BEGUN_BY_ORDER
 from history.segment import SegmentHeader, StoredGap, StoredMark
@@ -53,8 +53,8 @@ class OpenGaps:
         if isinstance(event, StoredGap):
             self._open(event.position, event.reason, event.at_ns)
         elif event.kind == Kind.SYNC_END:
-            closed = {text.strip() for text in event.attributes.get("closes", "").split(",")}
-            self._keep(lambda gap: str(gap.position) not in closed)
+            closed = closed_names(event.attributes)
+            self._keep(lambda gap: closing_name(gap) not in closed)
         elif event.kind == Kind.GAP_BEGIN:
             self._open(event.position, event.attributes.get("reason") or UNKNOWN, event.capture_time_ns)
         elif event.kind == Kind.EPOCH_START and event.attributes.get("clean") != "true":

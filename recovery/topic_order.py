@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from history.chain import Chain
+from history.chain import Chain, closed_names, closing_name
 from history.segment import StoredGap, StoredMark
 from recovery.gaps import GAP_MARKS, OpenGaps
 from stream.codec import decode_journal, decode_writes, unpack
@@ -202,5 +202,5 @@ def sound_ranges(
 def _closes_unseen(told: Mapping[str, str], gaps: OpenGaps, first: Position) -> bool:
     """Tell whether a `sync_end` closes a gap that began before the topic does. One that is not known here, but lies behind that, is of
     somebody who had lost what stands here."""
-    closed = {text.strip() for text in told.get("closes", "").split(",")} - {""}
-    return any(text < str(first) for text in closed - set(map(str, gaps.positions)))
+    closed = closed_names(told) - {""}
+    return any(text < str(first) for text in closed - set(map(closing_name, gaps.open.values())))

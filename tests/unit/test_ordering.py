@@ -244,6 +244,21 @@ def test_a_copy_whose_beginning_the_broker_lost_is_asked_for_again(stage: Stage)
     assert [position.sequence for position, *_ in stage.journaled()[0]] == [1, 2, 7, 8]
 
 
+def test_a_copy_for_the_agent_s_own_gap_closes_none_that_begins_at_the_same_position(stage: Stage) -> None:
+    """Order lost something right behind the agent's `gap_begin`: the copy that is under way, its beginning among what is lost, names both."""
+    stage.mark(Kind.GAP_BEGIN, reason="overflow")
+    own = Position(1, stage.sequence)
+    stage.hold()
+    stage.mark(Kind.SYNC_BEGIN)
+    stage.write(b"the first half")
+    stage.broker.expire(WRITES, len(stage.broker.logs[WRITES]))
+    stage.write(b"the second half")
+    stage.mark(Kind.SYNC_END, closes=str(own))
+    stage.hold()
+    assert {(one.position, one.reason) for one in stage.progress.durable.open_gaps} > {(own, "overflow"), (own, "retention")}
+    assert [gap.reason for gap in stage.asked.resyncs][-1] == "broker_lost_data"
+
+
 def test_a_journal_made_anew_under_its_worker_is_written_again_from_the_writes(stage: Stage) -> None:
     """The producer's next message lands in the new topic under the old fence: nobody may believe it."""
 

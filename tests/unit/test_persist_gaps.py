@@ -7,6 +7,7 @@ import copy
 import pytest
 
 from cx_consumers.persist import SILENCE_S
+from history.chain import closing_name
 from stream.journal import OpenGap
 from stream.position import Position
 from stream.record import Kind
@@ -51,7 +52,7 @@ def test_a_gap_of_the_history_is_open_until_a_resync_closes_it(maker: JournalMak
     bench.persister = bench.new()
     assert "not continuous" in bench.run()["error"]
     assert len(bench.asked) == 1, "asked again at a start"
-    maker.batch(mark(Kind.SYNC_END, closes=str(Position(1, 1))))
+    maker.batch(mark(Kind.SYNC_END, closes=closing_name(bench.asked[0])))
     assert bench.run()["error"] is None
     assert bench.headers()[-1].coverage.open_gaps == ()
 

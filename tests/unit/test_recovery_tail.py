@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from history.chain import JOURNAL_EXPIRED, closing_name
 from history.reader import SegmentReader, list_segments
 from recovery import tail as tail_module
 from recovery.opening import Opener
@@ -11,6 +12,7 @@ from recovery.point import Latest
 from recovery.tail import ScratchStore, Tail
 from stream.config import Config, KafkaConfig
 from stream.errors import IntegrityError, ResyncError, RetryError
+from stream.journal import OpenGap
 from stream.record import Kind
 from tests.journal_maker import mark, write
 from tests.recovery_bench import RecoveryBench, busy_history
@@ -61,7 +63,8 @@ def test_what_the_journal_lost_is_a_gap_until_it_was_copied(bench: RecoveryBench
         assert [(gap.reason, gap.after, gap.until) for gap in found.gaps if gap.reason != "first_copy"] == [
             ("journal_expired", stored, None)
         ]
-    bench.maker.batch(mark(Kind.SYNC_END, closes=str(stored)))
+    hole = OpenGap(stored, JOURNAL_EXPIRED, bench.maker.entries[bench.journal.low].records.capture_time_ns)
+    bench.maker.batch(mark(Kind.SYNC_END, closes=closing_name(hole)))
     with bench.opener() as opener:
         assert opener.plan(Latest()).position == bench.maker.records[-1][0]
 

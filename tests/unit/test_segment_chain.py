@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from history.chain import JOURNAL_EXPIRED, JOURNAL_RECREATED, Chain
+from history.chain import JOURNAL_EXPIRED, JOURNAL_RECREATED, Chain, closing_name
 from history.segment import StoredGap
 from stream.codec import unpack
 from stream.errors import IntegrityError
@@ -106,9 +106,18 @@ def test_a_foretold_hole_is_a_gap_until_a_sync_end_names_it(maker: JournalMaker)
     maker.batch(mark(Kind.SYNC_END, closes=f"{Position(1, 1)}"))
     chain.accept(maker.entries[4], 4)
     assert chain.own_gaps
-    maker.batch(mark(Kind.SYNC_END, closes=f"{Position(1, 9)},{Position(1, 2)}"))
+    maker.batch(mark(Kind.SYNC_END, closes=f"{Position(1, 9)},{closing_name(chain.own_gaps[0])}"))
     chain.accept(maker.entries[5], 5)
     assert chain.open_gaps == ()
+
+
+def test_a_copy_that_somebody_else_asked_for_at_the_same_position_closes_no_hole(maker: JournalMaker) -> None:
+    """Its beginning may be among what was lost: a target stood there as well, and lost the same messages once before."""
+    chain = chain_of(maker, 2)
+    chain.foretell(JOURNAL_EXPIRED)
+    maker.batch(write(0, b"the second half of a copy"), mark(Kind.SYNC_END, closes=str(Position(1, 2))))
+    chain.accept(maker.entries[3], 3)
+    assert [gap.position for gap in chain.open_gaps] == [Position(1, 2)]
 
 
 def test_what_was_foretold_and_did_not_happen_is_no_gap(maker: JournalMaker) -> None:
