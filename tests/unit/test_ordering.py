@@ -245,7 +245,7 @@ def test_a_copy_whose_beginning_the_broker_lost_is_asked_for_again(stage: Stage)
 
 
 def test_a_copy_for_the_agent_s_own_gap_closes_none_that_begins_at_the_same_position(stage: Stage) -> None:
-    """Order lost something right behind the agent's `gap_begin`: the copy that is under way, its beginning among what is lost, names both."""
+    """Order lost something right behind a `gap_begin`: the copy that is under way, its beginning among what is lost, names both."""
     stage.mark(Kind.GAP_BEGIN, reason="overflow")
     own = Position(1, stage.sequence)
     stage.hold()
