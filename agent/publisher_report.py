@@ -5,6 +5,7 @@ Lags come from the agent's clock alone (`agent.clock`), against positions that C
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -42,6 +43,10 @@ TOLD_OF_TARGETS: Mapping[str, Callable[[str], Any]] = MappingProxyType(
         "consistent_at": str,
         "not_until": str,
         "proved_position": str,
+        "verify_round": str,
+        "verify_percent": float,
+        "verify_mismatches": int,
+        "verify_ended": json.loads,
         "error": str,
     }
 )
@@ -99,13 +104,15 @@ class PublisherReport:
             "rpo_journal_ms": rpo_ms(journaled),
             "rpo_store_ms": rpo_ms(persisted),
             "rpo_replica_ms": rpo_ms(applied),
+            "journaled": None if journaled is None else str(journaled),
+            "persisted": None if persisted is None else str(persisted),
             "applied": None if applied is None else str(applied),
             "oldest_unapplied_position": None if unapplied is None else str(unapplied[0]),
             "oldest_unapplied_capture_ns": unapplied_ns,
             "order_lost_ns": None if lost_ns is None else now.wall_ns - lost_ns,
             "backlog_bytes": one.backlog_bytes(),
             "outage_s": 0.0 if one.ring.words[W_MODE] == Mode.BITMAP else outage_s,
-            "targets": json.dumps(self._told_of_targets(name)),
+            "targets": json.dumps(self._told_of_targets(name, now)),
             "fenced": one.fenced,
             "error": one.error,
         }
@@ -116,9 +123,12 @@ class PublisherReport:
         known = [one.position for target, one in told.items() if not one.delay_s and (not declared or target in declared)]
         return min((position for position in known if position != ZERO), default=None)
 
-    def _told_of_targets(self, volume: str) -> dict[str, dict[str, Any]]:
-        """Return what the targets told last, wherever they run: for who reads the local report and does not see theirs."""
-        return {target: {"position": str(one.position), **one.facts} for target, one in self._targets.get(volume, {}).items()}
+    def _told_of_targets(self, volume: str, now: Now) -> dict[str, dict[str, Any]]:
+        """Return what the targets told last and how long ago, wherever they run: for who does not see their own reports."""
+        return {
+            target: {"position": str(one.position), "pid": one.pid, "heard_age_s": one.age_s(now), **one.facts}
+            for target, one in self._targets.get(volume, {}).items()
+        }
 
     def _follow_others(self) -> None:
         while True:
@@ -138,8 +148,8 @@ class PublisherReport:
             for one in report.volumes:
                 self._cx[one.volume] = self._cx.get(one.volume, CxFacts()).told(one)
         for one in report.volumes if report.kind == "target" else ():
-            facts: dict[str, Any] = {name: kind(one.facts[name]) for name, kind in TOLD_OF_TARGETS.items() if one.facts.get(name)}
-            self._targets.setdefault(one.volume, {})[report.instance] = TargetFacts(one.position, facts.get("delay_s", 0.0), facts)
+            known = self._targets.setdefault(one.volume, {})
+            known[report.instance] = TargetFacts.told(report, one, known.get(report.instance))
 
 
 class TargetFacts(NamedTuple):
@@ -148,6 +158,25 @@ class TargetFacts(NamedTuple):
     position: Position
     delay_s: float
     facts: dict[str, Any]
+    pid: int
+    at_ns: int
+    heard_ns: int | None = None
+    """When it was heard, on the monotonic clock; None while only one report is known, which may have stood in the topic for long."""
+
+    @classmethod
+    def told(cls, report: ProcessReport, one: VolumeReport, before: TargetFacts | None) -> TargetFacts:
+        """Return the facts after a report; what of it can't be read is not known."""
+        facts: dict[str, Any] = {}
+        for name, kind in TOLD_OF_TARGETS.items():
+            if one.facts.get(name):
+                with contextlib.suppress(ValueError):
+                    facts[name] = kind(one.facts[name])
+        heard_ns = None if before is None else before.heard_ns if before.at_ns == report.at_ns else time.monotonic_ns()
+        return cls(one.position, facts.get("delay_s", 0.0), facts, report.pid, report.at_ns, heard_ns)
+
+    def age_s(self, now: Now) -> float | None:
+        """Return for how long nothing was heard of it."""
+        return None if self.heard_ns is None else round((now.monotonic_ns - self.heard_ns) / 1e9, 1)
 
 
 class CxFacts(NamedTuple):

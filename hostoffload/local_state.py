@@ -18,6 +18,7 @@ from hostoffload import layout, supervisor_report
 from hostoffload.process import PidFile, ProcessId
 from stream.config import host_name
 
+HEARD_S_MAX = 10.0  # a target on another machine that was not heard of for longer counts as dead: it reports every second
 CLOCK_SLACK_S = 2.0  # a process must not have started later than its report says, as far as clocks and ticks can tell
 
 
@@ -92,7 +93,7 @@ class LocalState:
         publisher = self.newest("publisher", volume)
         try:
             heard = json.loads(publisher.volumes[volume].get("targets") or "{}") if publisher is not None else {}
-            return {name: Report("target", name, 0, publisher.at_ns, publisher.alive, {volume: facts}) for name, facts in heard.items()}
+            return {name: _heard_report(publisher, name, volume, facts) for name, facts in heard.items()}
         except (ValueError, TypeError, AttributeError):
             return {}
 
@@ -146,6 +147,13 @@ def _report(told: Mapping[str, Any]) -> Report | None:
         return Report(told["kind"], told["instance"], told["pid"], told["at_ns"], alive, told["volumes"])
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _heard_report(publisher: Report, name: str, volume: str, facts: Mapping[str, Any]) -> Report:
+    """Return what the publisher heard of a target as the report of its process."""
+    age_s = facts.get("heard_age_s")
+    alive = publisher.alive and age_s is not None and age_s < HEARD_S_MAX
+    return Report("target", name, facts.get("pid", 0), publisher.at_ns, alive, {volume: facts})
 
 
 def _lives(pid: int, at_ns: int) -> bool:

@@ -85,7 +85,7 @@ def _volume(name: str, local: LocalState, now_ns: int, uri_of: Callable[[str], s
         "position": {
             "captured": captured,
             "published": publisher.get("position"),
-            "journaled": cx.get("position"),
+            "journaled": _first_known(cx.get("position"), publisher.get("journaled")),
             "applied": targets.applied,
         },
         "captured_bytes": capture.get("captured_bytes"),
@@ -108,15 +108,16 @@ def _volume(name: str, local: LocalState, now_ns: int, uri_of: Callable[[str], s
         },
         "replica_state": {"consistent_at": targets.fact("consistent_at"), "not_until": targets.fact("not_until")},
         "targets": targets.shown,
-        "history": _history(cx),
+        "history": _history(cx, publisher),
         "ring": capture.get("ring"),
     }
 
 
-def _history(cx: Facts) -> dict[str, Any]:
-    """Return what the CX that has the volume said of its history; counts are since that worker's start."""
+def _history(cx: Facts, publisher: Facts) -> dict[str, Any]:
+    """Return what the CX that has the volume said of its history, on another machine what was heard of it; counts are since that worker's
+    start."""
     return {
-        "persisted": cx.get("persisted"),
+        "persisted": _first_known(cx.get("persisted"), publisher.get("persisted")),
         "segments": cx.get("segments"),
         "folded": cx.get("folded"),
         "expired": cx.get("expired"),

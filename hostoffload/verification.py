@@ -54,7 +54,7 @@ class Standing:
 
 
 def parties(local: LocalState, volume: str) -> Parties:
-    """Return who would take part in a round now. Raises RetryError when there is no agent, or a target does not run here."""
+    """Return who would take part in a round now. Raises RetryError when there is no agent here, or nothing is heard of a target."""
     capture = _alive(local.newest("capture", volume))
     if capture is None:
         raise RetryError(f"No agent serves {volume} on this machine", hint="Run `hostoffload up`, or `hostoffload agent run`.")
@@ -65,8 +65,8 @@ def parties(local: LocalState, volume: str) -> Parties:
     away = sorted(targets.keys() - found.keys())
     if away:
         raise RetryError(
-            f"The target {', '.join(away)} of {volume} does not run on this machine",
-            hint="Run `hostoffload up`, or `hostoffload target run`.",
+            f"The target {', '.join(away)} of {volume} does not run, or is not heard of",
+            hint="Run `hostoffload up`, or `hostoffload target run`; on another machine look there.",
         )
     return Parties(capture.pid, found, capture.volumes[volume].get("mode_since"))
 

@@ -2,7 +2,7 @@
 
 The local file is `<state>/status/<kind>-<instance>.json`, replaced atomically:
 `{"kind", "instance", "host", "pid", "at_ns", "volumes": {name: {"position": str, fact: value, ...}}}`. On `ho.status` the same
-goes as a `ProcessReport`, facts as text.
+goes as a `ProcessReport`, facts as text: lists and objects as JSON, all else as Python prints it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,11 @@ class Reporter:
         if self._writer is not None and now_s >= self._next_stream_s:
             self._next_stream_s = now_s + STREAM_INTERVAL_S
             reports = tuple(
-                VolumeReport(name, position, {key: str(value) for key, value in facts.items() if value is not None})
+                VolumeReport(name, position, {key: _text(value) for key, value in facts.items() if value is not None})
                 for name, (position, facts) in volumes.items()
             )
             self._writer.report(ProcessReport(self._kind, self._instance, host_name(), os.getpid(), at_ns, reports))
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else str(value)

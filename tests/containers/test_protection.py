@@ -87,6 +87,8 @@ def test_each_part_is_restarted_under_load_and_nothing_is_copied_again(cluster: 
         written = application.written_bytes
         wait_until(lambda: application.written_bytes > written + MIB, "the application goes on after the kill")
     after = cluster.check_equal(volume)
+    assert after["position"]["journaled"] and after["history"]["persisted"], "heard of over Kafka"
+    assert "proved equal" in cluster.agent.hostoffload("verify", volume, "--timeout", CLIENT_S)
     assert after["gaps"] == before["gaps"], "no order was lost: what was captured lives in the memory that outlives the container"
     assert after["resync_bytes"] - before["resync_bytes"] <= UNDER_WAY_BYTES_MAX, "only what was being written at the kill is read again"
     for part in cluster.services():

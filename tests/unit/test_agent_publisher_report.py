@@ -271,12 +271,27 @@ class TestTargets:
     def test_what_they_told_is_passed_on_for_who_does_not_see_their_reports(self, reported: Reported) -> None:
         reported.target("one", Position(1, 9))
         reported.target("late", Position(1, 1), delay_s="60.0")
-        told = VolumeReport("v", Position(1, 9), {"delay_s": "0.0", "open_gaps": "1", "error": "planted", "state": "held"})
-        reported.report._hear(ProcessReport("target", "one", "host", 1, 0, (told,)))
+        ended = [{"round": "b1", "position": str(Position(1, 9)), "complete": True, "mismatches": 0, "offsets": []}]
+        facts = {"delay_s": "0.0", "open_gaps": "1", "error": "planted", "state": "held", "verify_ended": json.dumps(ended)}
+        reported.report._hear(ProcessReport("target", "one", "host", 7, 5, (VolumeReport("v", Position(1, 9), facts),)))
+        reported.clocks.pass_s(3)
+        told = {"delay_s": 0.0, "open_gaps": 1, "error": "planted", "verify_ended": ended, "pid": 7, "heard_age_s": 3.0}
         assert json.loads(reported.facts()["targets"]) == {
-            "one": {"position": str(Position(1, 9)), "delay_s": 0.0, "open_gaps": 1, "error": "planted"},
-            "late": {"position": str(Position(1, 1)), "delay_s": 60.0},
+            "one": {"position": str(Position(1, 9)), **told},
+            "late": {"position": str(Position(1, 1)), "delay_s": 60.0, "pid": 1, "heard_age_s": None},
         }
+
+    def test_a_report_that_may_have_stood_in_the_topic_for_long_tells_no_time(self, reported: Reported) -> None:
+        for _ in range(2):
+            reported.target("one", Position(1, 9))
+        assert json.loads(reported.facts()["targets"])["one"]["heard_age_s"] is None
+
+    def test_facts_that_can_not_be_read_are_not_known(self, reported: Reported) -> None:
+        told = VolumeReport("v", Position(1, 9), {"delay_s": "long", "open_gaps": "1", "verify_ended": "[{'round': 1}]"})
+        reported.report._hear(ProcessReport("target", "one", "host", 1, 0, (told,)))
+        assert json.loads(reported.facts()["targets"])["one"] == {
+            "position": str(Position(1, 9)), "open_gaps": 1, "pid": 1, "heard_age_s": None,
+        }  # fmt: skip
 
     def test_none_yet(self, reported: Reported) -> None:
         assert reported.facts()["applied"] is None

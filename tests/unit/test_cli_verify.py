@@ -14,7 +14,7 @@ import pytest
 
 from hostoffload import control_room, local_state
 from hostoffload.cli import main, verify
-from hostoffload.local_state import LocalState, Report
+from hostoffload.local_state import HEARD_S_MAX, LocalState, Report
 from hostoffload.verification import Parties, not_ready, parties, standing
 from stream.config import host_name
 from stream.control import Answer, Request
@@ -55,11 +55,25 @@ def test_who_takes_part() -> None:
     assert parties(local({}, {}, replicas=TWO), "db") == Parties(1, {"t1": 2, "t2": 3}, 7.0)
 
 
-def test_a_target_on_another_machine_can_not_be_watched() -> None:
-    seen = local({}, replicas=TWO)
-    told = {"targets": json.dumps({"t2": {"position": P9}})}
-    seen = replace(seen, reports=(*seen.reports, Report("publisher", "host", 9, 5, True, {"db": told})))
-    with pytest.raises(RetryError, match="The target t2 of db does not run on this machine"):
+def heard_of(publisher_lives: bool = True, **facts: Any) -> LocalState:
+    """Return a state of two targets, of which one runs on another machine and told this over Kafka."""
+    seen = local({"verify_ended": [ended()]}, replicas=TWO)
+    told = {"targets": json.dumps({"t2": {"position": P9, "pid": 44} | facts})}
+    return replace(seen, reports=(*seen.reports, Report("publisher", "host", 9, 5, publisher_lives, {"db": told})))
+
+
+def test_a_target_on_another_machine_is_heard_of() -> None:
+    began = parties(heard_of(heard_age_s=0.4), "db")
+    assert began == Parties(1, {"t1": 2, "t2": 44}, 7.0)
+    assert not standing(heard_of(heard_age_s=0.4), "db", "r1", began).over
+    assert standing(heard_of(heard_age_s=0.4, verify_ended=[ended(position=P7)]), "db", "r1", began).proved_position == P7
+    assert standing(heard_of(heard_age_s=0.4, pid=45), "db", "r1", began).interrupted
+    assert standing(heard_of(heard_age_s=HEARD_S_MAX), "db", "r1", began).interrupted
+
+
+@pytest.mark.parametrize("seen", [heard_of(), heard_of(heard_age_s=None), heard_of(heard_age_s=60.0), heard_of(False, heard_age_s=0.1)])
+def test_a_target_that_is_not_heard_of_takes_no_part(seen: LocalState) -> None:
+    with pytest.raises(RetryError, match="The target t2 of db does not run, or is not heard of"):
         parties(seen, "db")
 
 
@@ -293,7 +307,7 @@ def test_a_target_that_dies_meanwhile_is_waited_for_so_long(
 
     machine.rounds.append(die)
     assert _run(machine) == 3
-    assert "does not run on this machine" in capsys.readouterr().err
+    assert "does not run, or is not heard of" in capsys.readouterr().err
 
 
 def test_a_paused_or_unknown_volume_is_refused_at_once(machine: _Machine) -> None:
