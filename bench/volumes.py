@@ -95,8 +95,9 @@ def _watch(system: System, names: list[str], seconds: float) -> bool:
             lags_ms.append(float("inf") if one["rpo_ms"] is None else one["rpo_ms"])
             if one["mode"] != "DATA":
                 others.append(f"{one['volume']}: {one['mode']} ({one['mode_reason']})")
-        for name, pid in _processes(system).items():
-            used[name].append(_pss_bytes(pid))
+        now = _processes(system)
+        for name, pid in now.items():
+            used[name].append(_pss_bytes(pid, set(now.values())))
         time.sleep(LOOK_S)
     for name, pid in _processes(system).items():
         cpu_s[name] = _cpu_s(pid)
@@ -109,7 +110,7 @@ def _watch(system: System, names: list[str], seconds: float) -> bool:
     say("RPO lag, highest", lags_ms[-1], "ms")
     for name, sizes in sorted(used.items()):
         say(f"{name}: memory at most (proportional share)", max(sizes) / 1e6, "MB")
-        say(f"{name}: processor time a second since its start", cpu_s[name] / max(1.0, _age_s(began[name])), "s")
+        say(f"{name}: processor time since its start", 1e3 * cpu_s[name] / max(1.0, _age_s(began[name])), "ms a second")
     for other in sorted(set(others)):
         print(other, file=sys.stderr)
     return not others and p99_ms < RPO_P99_MS_MAX
@@ -124,11 +125,11 @@ def _processes(system: System) -> dict[str, int]:
     return found
 
 
-def _pss_bytes(pid: int) -> int:
-    """Return the memory of a process and its children, each shared page counted by its share."""
-    pids = [pid, *(int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+def _pss_bytes(pid: int, others: set[int]) -> int:
+    """Return the memory of a process and its children but those others, each shared page counted by its share."""
+    children = {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
     total = 0
-    for one in pids:
+    for one in {pid, *(children - others)}:
         with contextlib.suppress(OSError):
             rollup = Path(f"/proc/{one}/smaps_rollup").read_text()
             total += next(int(line.split()[1]) << 10 for line in rollup.splitlines() if line.startswith("Pss:"))
