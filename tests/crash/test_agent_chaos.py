@@ -20,7 +20,7 @@ from tests.kafka_fixture import OwnBroker
 
 pytestmark = pytest.mark.kafka
 
-CHAOS_S = float(os.environ.get("HOSTOFFLOAD_TEST_CHAOS_S", "40"))
+CHAOS_S = float(os.environ.get("HOSTOFFLOAD_TEST_CHAOS_S", "20"))
 SEED = int(os.environ.get("HOSTOFFLOAD_TEST_SEED", "0")) or random.randrange(1, 1 << 32)
 SIZE = 32 * MIB
 
