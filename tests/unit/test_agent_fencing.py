@@ -264,6 +264,12 @@ class TestClaiming:
         with pytest.raises(FencedError):
             bench.publication._tell_claim()
 
+    def test_one_that_was_announced_alone_fences_nobody_and_keeps_its_number(self, bench: Bench) -> None:
+        """The publication of a ring that was made anew announced it, and saw only then that nobody waits for it."""
+        bench.known, bench.claimant = 2, ""
+        bench.publication._tell_claim()
+        assert bench.claims == [], "what is announced must not be covered: its number could be given again"
+
     def test_fenced_from_outside_stops_the_producer(self, bench: Bench) -> None:
         def poll(_: FakeProducer) -> None:
             bench.words[layout.W_FENCED] = 1
