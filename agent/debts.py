@@ -70,7 +70,7 @@ class Debts:
         self._ring.owe(start_bytes, end_bytes)
 
     def owe_copy(self, extents: Extents, reason: str, gap: str, event: Event = Event.RESYNC_OWED) -> None:
-        """Begin a copy of these extents that closes `gap` (a position's text or empty). Killed in the middle, it can be repeated."""
+        """Begin a copy of these extents that closes `gap` (a gap's name or empty). Killed in the middle, it can be repeated."""
         listed = list(extents)
         self._activity.owe_all(listed)
         with self._mutex:

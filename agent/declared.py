@@ -20,7 +20,7 @@ from stream.control import Replica, VolumeDeclaration
 
 @dataclass(frozen=True, slots=True)
 class Resync:
-    """A request to copy extents again, the whole volume if it names none; it closes `gap` (a position's text, may be empty)."""
+    """A request to copy extents again, the whole volume if it names none; it closes `gap` (a gap's name, may be empty)."""
 
     id: str
     reason: str

@@ -20,6 +20,7 @@ KINDS = ("resync", "verify")
 REASON_CHARACTERS_MAX = 200
 HANDED_BYTES_MAX = 900  # of ids at once for a volume: capture tells back what it did in a text of 1024 (`handled`)
 _ID = re.compile(r"[A-Za-z0-9_.:/-]{1,255}")
+_GAP_TIME = re.compile(r"[0-9a-f]{1,16}")
 
 
 @dataclass(slots=True)
@@ -66,6 +67,9 @@ def _checked(request: Request, size_bytes: int) -> Resync | str:
     told = request.attributes
     gap = told.get("gap", "")
     if gap:
-        Position.parse(gap)
+        position, slash, begun = gap.partition("/")
+        Position.parse(position)
+        if slash and not _GAP_TIME.fullmatch(begun):
+            raise ConfigError(f"{gap!r} is no gap's name", hint="A position; of persist's holes also a slash and a time in hexadecimal.")
     reason = told.get("reason", "")[:REASON_CHARACTERS_MAX] or "requested"
     return Resync(request.id, reason, gap, parse_extents(told.get("extents", ""), size_bytes))

@@ -26,7 +26,7 @@ class Replica:
     seen: tuple[int, int] = (0, 0)
     watched: Inode | None = None
     labels: int = 0
-    made_anew: bool = False  # the journal was: its readers may begin again from its first message
+    made_anew: int = 0  # so often the journal was: each time its readers may begin again from its first message
 
 
 @dataclass(slots=True)
@@ -109,7 +109,7 @@ class Checker:
             return
         position = int(told["epoch"]), int(told["last"])
         if told["kind"] == b"gap" and position == (0, 0):  # everything before it is deleted: nobody knows where it stood
-            watched.journaled, watched.replica.made_anew = position, True
+            watched.journaled, watched.replica.made_anew = position, watched.replica.made_anew + 1
         if position < watched.journaled:
             raise self._wrong(watched, f"the journal goes back from {watched.journaled} to {position} at {message.offset}")
         watched.journaled = position
@@ -124,7 +124,7 @@ class Checker:
             watched.history.log_made_anew()
         else:
             watched.journaled, watched.fence = (0, 0), -1
-            watched.replica.made_anew = True
+            watched.replica.made_anew += 1
 
     def lost_end(self, volume: str, topic: Topic, lost: list[Stored]) -> None:
         """Hear that a broker lost the last messages of a writes topic: of what was in them nothing is promised any more."""
@@ -194,7 +194,7 @@ class Checker:
         if position < replica.at:
             if not replica.made_anew:
                 raise self._wrong(watched, f"the replica's checkpoint goes back from {replica.at} to {position}")
-            replica.made_anew = False
+            replica.made_anew -= 1
             replica.fold = Fold(watched.history)
         replica.at = position
         held = self._files.lookup(replica.path)

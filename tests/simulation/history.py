@@ -269,9 +269,9 @@ class Fold:
 
 
 def closed_by(entry: Entry) -> set[Position]:
-    """Return the positions that a `sync_end` names."""
+    """Return the positions that a `sync_end` names; holes of the stored history, which have their time behind a slash, are left out."""
     told = json.loads(entry.payload)["closes"]
-    return {(int(one.partition("-")[0]), int(one.partition("-")[2])) for one in told.split(",") if one}
+    return {(int(one.partition("-")[0]), int(one.partition("-")[2])) for one in told.split(",") if one and "/" not in one}
 
 
 def first_difference(one: bytes | bytearray, two: bytes | bytearray) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ from agent import declared as declared_file
 from agent.declared import Declared, Resync
 from agent.extent_list import EXTENTS_MAX, extents_text, parse_extents
 from agent.requests import HANDED_BYTES_MAX, hand_over
+from history.chain import JOURNAL_RECREATED, closing_name
 from stream.control import Replica, Request, VolumeDeclaration
 from stream.errors import ConfigError
+from stream.journal import OpenGap
+from stream.position import Position
 
 SIZE = 10 << 20
 
@@ -62,6 +66,10 @@ class TestHandOver:
         assert found.resyncs == {"v": (Resync("r1", "verify", "00000001-0000000000000007", ((0, 65536), (131072, 196608))),)}
         assert (found.verifies, found.wrong) == ({}, {})
 
+    def test_a_hole_of_the_history_is_named_as_persist_names_it(self) -> None:
+        name = closing_name(OpenGap(Position(1, 192), JOURNAL_RECREATED, time.time_ns()))
+        assert hand_over([resync(gap=name)], {"v": SIZE}).resyncs == {"v": (Resync("r1", "requested", name),)}
+
     def test_a_resync_of_everything(self) -> None:
         assert hand_over([resync()], {"v": SIZE}).resyncs == {"v": (Resync("r1", "requested", ""),)}
 
@@ -75,6 +83,8 @@ class TestHandOver:
             resync(extents="what"),
             resync(gap="yesterday"),
             resync(gap="1,2"),
+            resync(gap="00000001-0000000000000007/"),
+            resync(gap="00000001-0000000000000007/1,00000001-0000000000000009"),
             resync(name="a,b"),
             resync(name=""),
             resync(name="x" * 256),
