@@ -251,20 +251,15 @@ class Publication:
         event(_log, logging.INFO, "epoch_claimed", volume=self.volume, position=won.position, claimed_as=won.claimed_as)
 
     def _tell_claim(self) -> None:
-        """Let `ho.control` know the epoch, if it does not; nothing waits for it. Raises FencedError if it knows that a newer one was won.
-
-        One that was announced alone may never be claimed: of a ring that was made anew meanwhile, our own publication of the old one
-        announced it and let it be. Should it be in the log, reading that fences. Its number stays given.
-        """
+        """Let `ho.control` know the epoch, if it does not; nothing waits for it. Raises FencedError if it knows that a newer one was won."""
         epoch, first = self._words[layout.W_EPOCH], self._words[layout.W_EPOCH_FIRST]
         try:
             known = self._newest_claim(self.volume)
         except HostoffloadError:  # not known yet what it knows: the next start of a producer tries again
             return
-        won = bool(self._claimant(self.volume))
-        if known > epoch and won:
+        if known > epoch and self._claimant(self.volume):  # one announced alone may never be claimed; in the log it would fence
             raise fenced(self.volume, known)
-        if known < epoch or (known == epoch and not won):
+        if known < epoch or (known == epoch and not self._claimant(self.volume)):
             told = EpochClaim(self.volume, epoch, self._incarnation(), self._agent, self.ring.text("topic_id"), first, time.time_ns())
             self._claimed(told)
 

@@ -28,9 +28,10 @@ IDLE_S_MAX = 5.0
 FENCE = "fence"
 
 
-def find_tail(reader: Reader, start: int, end: int) -> Tail | None:
-    """Return the journal's tail as of `end`; None if `[start, end)` holds nothing but fences.
+def find_tail(reader: Reader, start: int, end: int) -> tuple[Tail | None, bool]:
+    """Return the journal's tail as of `end`, None if `[start, end)` holds nothing but fences; and whether every reader believes it.
 
+    It is not certain where the fence that may have outdated it is deleted: who read that fence has passed over what is shown here.
     Raises IntegrityError when that message is not what was written, RetryError and ResyncError from reading.
     """
     size = WINDOW_MESSAGES
@@ -38,7 +39,7 @@ def find_tail(reader: Reader, start: int, end: int) -> Tail | None:
         begin = max(start, end - size)
         last, certain = last_valid(reader.read_range(begin, end, idle_s_max=IDLE_S_MAX), begin)
         if certain or begin == start:
-            return None if last is None else _tail(last)
+            return (None, True) if last is None else (_tail(last), certain)
         size *= WINDOW_GROWTH
 
 

@@ -124,9 +124,9 @@ class Ordering:
         shared, began_s = self._shared, self._shared.clock()
         self._progress.topic_id = None
         self._incarnation = self._writer.claim(self._stopped)
-        found, journal_start = takeover.read_tail(shared.broker, self._volume, self._incarnation)
+        found = takeover.read_tail(shared.broker, self._volume, self._incarnation)
         log = shared.broker.look(self._volume)
-        self._tail, missing = takeover.resume(found, journal_start, log)
+        self._tail, missing = takeover.resume(found, log)
         self._progress.durable = self._tail.state
         self._progress.takeovers += 1
         if missing is not None:

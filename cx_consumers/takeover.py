@@ -1,9 +1,10 @@
 """Taking over a volume: what the journal says last, compared with what the writes topic has. No step looks at the group's offsets.
 
 Called by the volume's worker right after its fence is durable. In order: 1. the journal's last valid message before the fence gives the
-state · 2. the writes topic, looked at only now (the worker before may have read further than any earlier look would show), is compared with
-it: another topic id, a start above or an end below the wanted kafka_offset, or a journal that lost all it had, is a gap (design rules 8,
-20, 21) · 3. the worker appends that gap, asks for what open gaps need, and reads on.
+state; where retention deleted the fences that say whether it is valid, that is a gap · 2. the writes topic, looked at only now (the worker
+before may have read further than any earlier look would show), is compared with it: another topic id, a start above or an end below the
+wanted kafka_offset, or a journal that lost all it had, is a gap (design rules 8, 20, 21) · 3. the worker appends that gap, asks for what
+open gaps need, and reads on.
 """
 
 from __future__ import annotations
@@ -26,18 +27,28 @@ class Missing:
     told: str
 
 
-def read_tail(broker: Broker, volume: str, fence: int) -> tuple[Tail | None, int]:
-    """Return the journal's tail before `fence`, None if it holds nothing but fences, and the journal's first kafka_offset."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The journal as a worker finds it: its tail (None: nothing but fences), whether every reader believes that, its first kafka_offset."""
+
+    tail: Tail | None
+    certain: bool
+    start: int
+
+
+def read_tail(broker: Broker, volume: str, fence: int) -> Found:
+    """Return what the journal holds before `fence`."""
     with closing(broker.reader(journal_topic(volume))) as reader:
         start, _ = reader.bounds()
-        return find_tail(reader, start, fence), start
+        return Found(*find_tail(reader, start, fence), start)
 
 
-def resume(tail: Tail | None, journal_start: int, log: Log) -> tuple[Tail, Missing | None]:
+def resume(found: Found, log: Log) -> tuple[Tail, Missing | None]:
     """Return where to go on, and what is missing before that. Pure.
 
     The tail returned wants a kafka_offset that the log has, or will give next.
     """
+    tail, journal_start = found.tail, found.start
     if tail is None:
         fresh = JournalState(topic_id=log.topic_id)
         if journal_start > 0:
@@ -53,6 +64,8 @@ def resume(tail: Tail | None, journal_start: int, log: Log) -> tuple[Tail, Missi
         moved, why = log.start, Missing(GapReason.RETENTION, f"kafka_offset {wanted} to {log.start - 1} of the writes topic")
     elif wanted > log.end:
         moved, why = log.end, Missing(GapReason.BROKER_LOST_DATA, f"kafka_offset {log.end} to {wanted - 1} of the writes topic")
+    elif not found.certain:
+        return tail, Missing(GapReason.JOURNAL_LOST, f"the fences before {journal_start}, which say whose messages are valid behind it")
     else:
         return tail, None
     return Tail(replace(state, topic_id=log.topic_id, next_kafka_offset=moved), tail.after_gap), why

@@ -95,21 +95,38 @@ def test_a_certain_answer_is_the_reader_s(seed: int, data: st.DataObject) -> Non
 @given(st.integers(0, 2**32))
 def test_the_tail_is_the_reader_s(seed: int) -> None:
     log = journal(random.Random(seed))
-    tail = find_tail(Log(log), 0, len(log))
+    tail, certain = find_tail(Log(log), 0, len(log))
+    assert certain
     assert (tail.state.next_kafka_offset if tail else None) == believed(log)
     assert tail is None or tail.after_gap
 
 
 def test_a_long_journal_is_not_read_back_to_its_fence() -> None:
     log = Log([message(0, None), *(message(number, 0) for number in range(1, 10_000))])
-    tail = find_tail(log, 0, 10_000)
+    tail, _ = find_tail(log, 0, 10_000)
     assert tail is not None
     assert tail.state.next_kafka_offset == 9_999
     assert log.read == UNDER_WAY + 1
 
 
 def test_fences_alone_are_no_tail() -> None:
-    assert find_tail(Log([message(0, None), message(1, None)]), 0, 2) is None
+    assert find_tail(Log([message(0, None), message(1, None)]), 0, 2) == (None, True)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.integers(0, 2**32), st.data())
+def test_behind_a_deleted_fence_a_tail_is_certain_only_if_who_read_the_fence_has_it_too(seed: int, data: st.DataObject) -> None:
+    log = journal(random.Random(seed))
+    start = data.draw(st.integers(0, len(log)))
+    tail, certain = find_tail(Log(log), start, len(log))
+    if tail is not None and certain:
+        assert tail.state.next_kafka_offset == believed(log)
+
+
+def test_late_messages_whose_fence_is_deleted_are_not_certain() -> None:
+    log = [message(0, None), message(1, 0), message(2, None), message(3, 0)]
+    assert find_tail(Log(log), 3, 4)[1] is False
+    assert find_tail(Log(log), 2, 4) == (None, True)
 
 
 @pytest.mark.parametrize("headers", [{"kind": b"gap"}, {"kind": b"gap", "writer": b"x"}, {"kind": b"gap", "writer": b"7"}])

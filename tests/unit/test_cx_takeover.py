@@ -6,7 +6,7 @@ import pytest
 
 from cx_consumers.broker import Log
 from cx_consumers.order import Tail
-from cx_consumers.takeover import gap_entry, resume
+from cx_consumers.takeover import Found, gap_entry, resume
 from stream.journal import JournalState, OpenGap
 from stream.position import ZERO, Position
 
@@ -29,18 +29,25 @@ STATE = JournalState("old", 40, Position(3, 70), b"claim--1")
     ],
 )
 def test_resume(tail: Tail | None, journal_start: int, log: Log, reason: str | None, goes_on: int) -> None:
-    found, missing = resume(tail, journal_start, log)
+    found, missing = resume(Found(tail, True, journal_start), log)
     assert (None if missing is None else str(missing.reason)) == reason
     assert (found.state.topic_id, found.state.next_kafka_offset) == (log.topic_id, goes_on)
     assert found.state.position == (STATE.position if tail else ZERO)
 
 
 def test_a_gap_that_was_the_last_message_is_remembered() -> None:
-    assert resume(Tail(STATE, after_gap=True), 0, Log("old", 0, 60))[0].after_gap
+    assert resume(Found(Tail(STATE, after_gap=True), True, 0), Log("old", 0, 60))[0].after_gap
+
+
+def test_a_tail_that_not_every_reader_believes_is_a_gap() -> None:
+    found, missing = resume(Found(Tail(STATE), False, 5), Log("old", 0, 60))
+    assert missing is not None
+    assert (str(missing.reason), found.state) == ("journal_lost", STATE)
+    assert resume(Found(Tail(STATE), False, 5), Log("new", 7, 60))[1].reason == "topic_recreated", "one gap covers both"
 
 
 def test_gap_entry_opens_the_gap_at_the_position_before_it() -> None:
-    found, missing = resume(Tail(STATE), 0, Log("old", 50, 60))
+    found, missing = resume(Found(Tail(STATE), True, 0), Log("old", 50, 60))
     assert missing is not None
     entry = gap_entry("v", 9, found.state, missing, 123)
     assert (entry.reason, entry.writer, entry.at_ns) == ("retention", 9, 123)
