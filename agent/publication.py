@@ -251,7 +251,7 @@ class Publication:
         event(_log, logging.INFO, "epoch_claimed", volume=self.volume, position=won.position, claimed_as=won.claimed_as)
 
     def _tell_claim(self) -> None:
-        """Let `ho.control` know the epoch, if it does not; nothing waits for it. Raises FencedError if it knows that a newer one was won."""
+        """Let `ho.control` know the epoch, if it does not; nothing waits for it. Raises FencedError if a newer one was won."""
         epoch, first = self._words[layout.W_EPOCH], self._words[layout.W_EPOCH_FIRST]
         try:
             known = self._newest_claim(self.volume)
