@@ -75,6 +75,21 @@ def test_a_filesystem_under_load_is_clean_at_every_flush(system: System, folder:
     assert said.startswith(f"{ROUNDS - 1} files"), f"the check looked at all but the last, whose flush is this one: {said}"
 
 
+def test_one_gib_is_mounted_at_a_point_within_three_seconds(system: System, folder: Path) -> None:
+    need("nbdfuse", "losetup", "mkfs.ext4", root=True)
+    files = folder / "files"
+    files.mkdir()
+    for number in range(100):
+        (files / f"{number}").write_bytes(random.Random(number).randbytes(MIB))
+    source = make_source(system.folder / "gib.img", 1024 * MIB)
+    run("mkfs.ext4", "-q", "-F", "-d", str(files), str(source))
+    system.add("gib", source)
+    system.check_equal("gib", source, captured=False)
+    told = json.loads(system.run("drill", "gib", "--at", "latest", "--check", "mount", "--check", "test -s {mount}/99", "--json"))
+    print(f"rto {told['rto_s']} s, mounted after {told['points'][0]['mounted_s']} s")
+    assert told["passed"] and told["rto_s"] < 3
+
+
 def _work(mount: Path) -> Iterator[dict]:
     """Create, rename, delete and fsync files; tell what was promised to stay."""
     rng = random.Random(5)
