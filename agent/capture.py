@@ -247,7 +247,8 @@ class Capture:
     def _all_up(self) -> bool:
         """Tell whether every declared volume that can be served is."""
         wanted = {one.volume for one in self._declared.volumes if one.state == "active"}
-        return self._declared_stamp != 0 and all(name in self._errors or self._served[name].serving for name in wanted)
+        up = {name for name, one in self._served.items() if one.serving}  # one whose stream was lost at once is taken down, and comes again
+        return self._declared_stamp != 0 and wanted <= up | self._errors.keys()
 
     # -- memory --------------------------------------------------------------------------------------------------------
 
