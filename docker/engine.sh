@@ -30,7 +30,7 @@ answers() { timeout 10 docker "$@" version --format '{{.Server.Version}}' >/dev/
 # The pid of our dockerd, or nothing: the pid file alone could name another process by now.
 ours() {
     [ -s "$pidfile" ] || return 0
-    pid=$(cat "$pidfile")
+    pid=$(cat "$pidfile" 2>/dev/null) || return 0  # it ends just now
     if [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = dockerd ] && tr '\0' '\n' <"/proc/$pid/cmdline" | grep -qxF -- "--pidfile=$pidfile"; then
         echo "$pid"
     fi
