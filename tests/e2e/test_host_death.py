@@ -27,8 +27,8 @@ from tests.tools import need
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka]
 
-VOLUME_BYTES = 1 << 30
-WRITTEN_BYTES = 100 << 20
+VOLUME_BYTES = int(os.environ.get("TEST_VOLUME_GIB", "1")) << 30
+WRITTEN_BYTES = VOLUME_BYTES // 10 & -(1 << 20)
 COMPARED_SHARE_MAX = 0.15
 SENT_SHARE_MAX = 0.01
 REGION_BYTES = 1 << 20
