@@ -46,6 +46,7 @@ class Catalog:
         self._readers: OrderedDict[SegmentName, SegmentReader] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
+        self._opening: dict[SegmentName, threading.Lock] = {}
 
     def refresh(self) -> None:
         """Read the listing again. Images that are open go on with what they were opened from."""
@@ -71,18 +72,31 @@ class Catalog:
         return self.reader(name).header
 
     def reader(self, name: SegmentName) -> SegmentReader:
-        """Return a reader of a segment, opened now or before. Raises IntegrityError that names the file."""
+        """Return a reader of a segment, opened now or before, by one thread alone. Raises IntegrityError that names the file."""
         with self._lock:
-            reader = self._readers.get(name)
+            reader = self._known(name)
             if reader is not None:
-                self._readers.move_to_end(name)
                 return reader
+            opening = self._opening.setdefault(name, threading.Lock())
+        with opening:
+            with self._lock:
+                reader = self._known(name)
+            return reader if reader is not None else self._open(name)
+
+    def _known(self, name: SegmentName) -> SegmentReader | None:
+        """Return a reader that is open already; the lock is held."""
+        reader = self._readers.get(name)
+        if reader is not None:
+            self._readers.move_to_end(name)
+        return reader
+
+    def _open(self, name: SegmentName) -> SegmentReader:
         reader = SegmentReader(self.store, name)
         reader.forget()
         with self._lock:
-            if name not in self._readers:
-                self._readers[name] = reader
-                self._bytes += _cost(reader.header)
+            self._opening.pop(name, None)
+            self._readers[name] = reader
+            self._bytes += _cost(reader.header)
             while self._bytes > self._headers_bytes_max and len(self._readers) > 1:
                 self._bytes -= _cost(self._readers.popitem(last=False)[1].header)
         return reader

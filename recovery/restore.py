@@ -117,7 +117,7 @@ class Restore:
                     self._sweep(writers, start, end)
                 finally:
                     writers.close()
-                runs = sorted(writers.runs)
+                runs = writers.runs
                 if file.is_device:
                     self._zero(file, runs, start, end)
                 file.sync()
@@ -138,7 +138,7 @@ class Restore:
                 self._watch("write", min(start + writers.taken_bytes, end), size)
         writers.finish()
 
-    def _zero(self, file: BlockFile, runs: list[Run], start: int, end: int) -> None:
+    def _zero(self, file: BlockFile, runs: Runs, start: int, end: int) -> None:
         for gap_start, gap_end in gaps_between(runs, start, end):
             file.zero(gap_start, gap_end - gap_start, punch=True)
             self._watch("zero", gap_end, self._image.size_bytes)
@@ -169,7 +169,7 @@ class _Writers:
         self._parts: list[tuple[int, int, int]] = []  # volume offset, start and end in the buffer
         self._used = 0
         self._lock = threading.Lock()
-        self.runs: list[Run] = []
+        self.runs = Runs()
         self.taken_bytes = 0
         self._threads = [threading.Thread(target=self._work, name=f"restore-{index}", daemon=True) for index in range(WRITERS)]
         for thread in self._threads:
@@ -234,4 +234,5 @@ class _Writers:
             self._file.write(offset, data, end - begin)
             runs.append(Run(offset, offset + end - begin, digest_of(data)))
         with self._lock:
-            self.runs += runs
+            for run in runs:
+                self.runs.add(run)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import xxhash
 
-from recovery.runs import Run, pack_runs, unpack_runs
+from recovery.runs import Runs, pack_runs, unpack_runs
 from stream.errors import RetryError
 
 _GROUP = struct.Struct("<4sQQ")
@@ -37,7 +37,7 @@ class RestoreJournal:
         Raises RetryError while another restore has it, OSError.
         """
         self.path = path
-        self.windows: dict[int, list[Run]] = {}
+        self.windows: dict[int, Runs] = {}
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -49,7 +49,7 @@ class RestoreJournal:
             os.close(self._fd)
             raise
 
-    def append(self, window: int, runs: list[Run]) -> None:
+    def append(self, window: int, runs: Runs) -> None:
         """Note durably that a window is finished; its bytes are durable already."""
         body = _GROUP.pack(_MAGIC, window, len(runs)) + pack_runs(runs)
         os.pwrite(self._fd, body + _SUM.pack(xxhash.xxh3_64_intdigest(body)), self._end)
@@ -85,7 +85,7 @@ class RestoreJournal:
         return True
 
 
-def _group(data: bytes, at: int) -> tuple[int, list[Run], int] | None:
+def _group(data: bytes, at: int) -> tuple[int, Runs, int] | None:
     """Return window, runs and end of the group at `at`, None if there is no whole one."""
     if at + _GROUP.size > len(data):
         return None

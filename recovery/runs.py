@@ -44,6 +44,9 @@ class Runs:
         for region in sorted(self._regions):
             yield from self.region(region)
 
+    def __len__(self) -> int:
+        return sum(len(flat) for flat in self._regions.values()) // 3
+
     def add(self, run: Run) -> None:
         """Add a run that lies in one region."""
         assert run.start_bytes // REGION_BYTES == (run.end_bytes - 1) // REGION_BYTES, run
@@ -69,11 +72,14 @@ def gaps_between(runs: Iterable[Run], start_bytes: int, end_bytes: int) -> list[
     return gaps
 
 
-def pack_runs(runs: Iterable[Run]) -> bytes:
+def pack_runs(runs: Runs) -> bytes:
     """Return runs as bytes, 24 each."""
-    return b"".join(_ENTRY.pack(run.start_bytes, run.end_bytes, run.digest) for run in runs)
+    packed = bytearray()
+    for run in runs:
+        packed += _ENTRY.pack(run.start_bytes, run.end_bytes, run.digest)
+    return bytes(packed)
 
 
-def unpack_runs(data: bytes) -> list[Run]:
+def unpack_runs(data: bytes) -> Runs:
     """Return what `pack_runs` packed."""
-    return [Run(*entry) for entry in _ENTRY.iter_unpack(data)]
+    return Runs(Run(*entry) for entry in _ENTRY.iter_unpack(data))
