@@ -212,23 +212,26 @@ class Producer:
         scheduler = self._scheduler
         unlanded = [sent for sent in self._wire if not sent.landed]
         if self.cluster.reachable(self._machine):
-            when_s = scheduler.now
+            when_s, lost = scheduler.now, set[str]()
             for sent in unlanded[: scheduler.rng.randint(0, len(unlanded))]:
                 when_s = max(when_s, self._last_land_s) + late_s * scheduler.rng.random() ** 3
-                scheduler.at(when_s, self._late(sent))
+                scheduler.at(when_s, self._late(sent, lost))
         self._generation += 1
         for sent in [*self._wire, *self._queue]:
             self._report(sent, KafkaError(code), None)
         self._wire.clear()
         self._queue.clear()
 
-    def _late(self, sent: _Sent) -> Callable[[], None]:
-        """Return what lets it land after its producer is gone; in a topic made anew since the producer was, it does not."""
+    def _late(self, sent: _Sent, lost: set[str]) -> Callable[[], None]:
+        """Return what lets it land after its producer is gone; not in a topic made anew since the producer was, nor behind one that was
+        `lost` there: a broker refuses what does not follow in an idempotent producer's sequence."""
         topic = self._topics[sent.topic]
 
         def land() -> None:
-            if self.cluster.up and self.cluster.topics.get(sent.topic) is topic:
+            if sent.topic not in lost and self.cluster.up and self.cluster.topics.get(sent.topic) is topic:
                 self._append(sent)
+            else:
+                lost.add(sent.topic)
 
         return land
 
