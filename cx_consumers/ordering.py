@@ -124,7 +124,7 @@ class Ordering:
         shared, began_s = self._shared, self._shared.clock()
         self._progress.topic_id = None
         self._incarnation = self._writer.claim(self._stopped)
-        found = takeover.read_tail(shared.broker, self._volume, self._incarnation)
+        found = takeover.read_tail(shared.broker, self._volume, self._incarnation, self._progress.durable)
         log = shared.broker.look(self._volume)
         self._tail, missing = takeover.resume(found, log)
         self._progress.durable = self._tail.state

@@ -36,11 +36,12 @@ class Found:
     start: int
 
 
-def read_tail(broker: Broker, volume: str, fence: int) -> Found:
-    """Return what the journal holds before `fence`."""
+def read_tail(broker: Broker, volume: str, fence: int, acknowledged: JournalState | None = None) -> Found:
+    """Return what the journal holds before `fence`. A tail that was `acknowledged` to this worker, under a claim of its own, is certain."""
     with closing(broker.reader(journal_topic(volume))) as reader:
         start, _ = reader.bounds()
-        return Found(*find_tail(reader, start, fence), start)
+        tail, certain = find_tail(reader, start, fence)
+        return Found(tail, certain or (tail is not None and tail.state == acknowledged), start)
 
 
 def resume(found: Found, log: Log) -> tuple[Tail, Missing | None]:

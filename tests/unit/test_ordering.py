@@ -295,6 +295,17 @@ def test_a_late_message_of_the_old_journal_in_the_new_one_outdates_the_claim_bef
     assert decode_journal(tail.value).state.position.sequence == 4
 
 
+@pytest.mark.parametrize("same_worker", [True, False])
+def test_a_tail_whose_fence_is_deleted_is_believed_by_whom_it_was_acknowledged_to(stage: Stage, same_worker: bool) -> None:
+    """Retention took all but the last message: nobody else can tell whether a worker wrote it that had lost the volume already."""
+    stage.hold(stage.write, stage.write)
+    stage.broker.expire(JOURNAL, len(stage.broker.logs[JOURNAL]) - 1)
+    stage.progress.durable = stage.progress.durable if same_worker else None
+    stage.write()
+    stage.hold()
+    assert [gap.reason for gap in stage.asked.resyncs] == ([] if same_worker else ["journal_lost"])
+
+
 def test_a_journal_made_anew_whose_writes_are_gone_is_a_gap(stage: Stage) -> None:
     stage.broker.expire(WRITES, 2)
     stage.broker.make_anew(JOURNAL)
