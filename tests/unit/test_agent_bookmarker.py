@@ -194,6 +194,7 @@ def test_what_is_begun_and_what_became_of_it_outlive_the_power(host: Host, monke
     monkeypatch.setattr(HostFiles, "make", make)
     host.bookmarker.ask([asked("r-1", "a")])
     host.outcome("r-1")
+    host.bookmarker.stop()  # the file may be seen before its writer goes on
     assert told == [(True, 0), (False, 1)]
 
 
