@@ -22,6 +22,7 @@ from history.chain import closing_name
 from history.retention_table import parse_table
 from history.store import Store
 from stream.config import Config
+from stream.journal import OpenGap
 from stream.log import event
 from stream.position import Position
 
@@ -125,7 +126,10 @@ class PersistThread:
     """The thread that one volume's Persister runs in."""
 
     def __init__(self, volume: str, config: Config, store: Store, shared: Shared, crashed: Callable[[BaseException], None]) -> None:
-        self._persister = Persister(volume, config, store, ask_resync=lambda gap: shared.asks.resync(volume, gap, name=closing_name(gap)))
+        def ask_resync(gap: OpenGap, newest: OpenGap) -> None:
+            shared.asks.resync(volume, gap, newest, name=closing_name(gap))
+
+        self._persister = Persister(volume, config, store, ask_resync=ask_resync)
         self._crashed = crashed
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"persist-{volume}", daemon=True)

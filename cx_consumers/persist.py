@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ from stream.codec import decode_journal
 from stream.config import Config, KafkaConfig
 from stream.consumer import PartitionReader, StoredMessage
 from stream.errors import ConfigError, HostoffloadError, IntegrityError, ResyncError, RetryError
-from stream.journal import OpenGap
+from stream.journal import JournalGap, OpenGap
 from stream.log import Repeats, event
 from stream.position import ZERO, Position
 from stream.record import DIGEST_START
@@ -111,7 +111,8 @@ class Persister:
     """Store one volume's history. `run` in one thread; `facts` from any.
 
     `ask_resync` is called with each gap that the journal does not know of itself, because it had lost messages before they were stored: at
-    the moment it is noticed, and again whenever it is still open at a start.
+    the moment it is noticed, and again whenever it is still open at a start; and with the gap that order began since, for what was to close
+    the hole may be what is lost there.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class Persister:
         store: Store,
         *,
         journal: Journal | None = None,
-        ask_resync: Callable[[OpenGap], None] | None = None,
+        ask_resync: Callable[[OpenGap, OpenGap], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._volume = volume
@@ -260,6 +261,8 @@ class Persister:
             self._begun_s = self._clock()
         if any(isinstance(one, StoredGap) for one in kept) or self._holes:
             self._see_holes()
+        if isinstance(entry, JournalGap) and kept:
+            self._ask_for(self._holes, OpenGap(entry.state.position, entry.reason, entry.at_ns))
 
     def _check_topic(self) -> None:
         """See whether the journal is still the topic that is read, after nothing came of it for a while. Raises ResyncError if not. While
@@ -324,12 +327,15 @@ class Persister:
     def _see_holes(self) -> None:
         """Tell of holes that are new, and forget those that a resync closed."""
         holes = self._chain.own_gaps
-        for gap in holes:
-            if gap not in self._holes:
-                event(_log, logging.ERROR, "history_hole", volume=self._volume, position=gap.position, reason=gap.reason)
-                if self._ask_resync is not None:
-                    self._ask_resync(gap)
+        new = tuple(gap for gap in holes if gap not in self._holes)
+        for gap in new:
+            event(_log, logging.ERROR, "history_hole", volume=self._volume, position=gap.position, reason=gap.reason)
+        self._ask_for(new)
         self._holes = holes
+
+    def _ask_for(self, holes: Iterable[OpenGap], newest: OpenGap | None = None) -> None:
+        for gap in holes if self._ask_resync is not None else ():
+            self._ask_resync(gap, newest or gap)
 
     def _made_anew(self, error: HostoffloadError) -> bool:
         """Tell whether the journal topic is no longer the one that was read: then its messages can't fit, and a resume sees the gap."""

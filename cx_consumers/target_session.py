@@ -30,7 +30,7 @@ from cx_consumers.target_writer import ReplicaWriter
 from history.chain import HOLES
 from stream.consumer import StoredMessage
 from stream.errors import IntegrityError, RetryError
-from stream.journal import JournalBatch, OpenGap
+from stream.journal import JournalBatch, JournalGap, OpenGap
 from stream.log import event
 from stream.position import Position
 
@@ -205,6 +205,8 @@ class Session:
             done = self._log.step(self._seen, message, entry)
             if done.state.own_gaps != self._seen.own_gaps:
                 self._ask_for(gap for gap in done.state.own_gaps if gap not in self._seen.own_gaps)
+            elif isinstance(entry, JournalGap) and not done.dropped:
+                self._ask_for(done.state.own_gaps, entry.at_ns)
             if self._must_hold(done):
                 self._begin_hold(done)
                 return
@@ -351,11 +353,12 @@ class Session:
         self.facts = replace(self.facts, **(self._writer.facts() | follows | changed))
         self._around.publish(self.facts)
 
-    def _ask_for(self, gaps: Iterable[OpenGap]) -> None:
-        """Ask for a resync that closes these gaps of ours; the same gap asks under the same id, so it is one request."""
+    def _ask_for(self, gaps: Iterable[OpenGap], newest_ns: int | None = None) -> None:
+        """Ask for a resync that closes these gaps of ours; the same gap asks under the same id, so it is one request, and another one after
+        order began a gap at `newest_ns`."""
         for gap in gaps:
             if gap.reason not in HOLES:  # persist noted those, and asked
-                self._around.put(resync_request(self._task.volume, self._around.config.target.name, gap))
+                self._around.put(resync_request(self._task.volume, self._around.config.target.name, gap, newest_ns))
 
     def _ask_repairs(self) -> None:
         """Ask for a resync of what is known to differ, if nobody was asked for it yet."""

@@ -47,13 +47,14 @@ class Surroundings:
     history: StoredHistory | None = None
 
 
-def resync_request(volume: str, target: str, gap: OpenGap) -> Request:
+def resync_request(volume: str, target: str, gap: OpenGap, newest_ns: int | None = None) -> Request:
     """Return the request for a resync of the volume that closes a target's own gap; asking again for a gap repeats the same request.
 
-    A later gap at the same position (a replica made anew) is another request: the first one may have been answered long ago.
+    A later gap at the same position (a replica made anew) is another request: the first one may have been answered long ago. So is one
+    that is asked for because order began a gap since, at `newest_ns`: what was to close this one may be what is lost.
     """
     return Request(
-        f"resync.{volume}.{target}.{gap.position}.{gap.begun_at_ns:x}",
+        f"resync.{volume}.{target}.{gap.position}.{newest_ns or gap.begun_at_ns:x}",
         "resync",
         volume,
         {"reason": gap.reason, "gap": str(gap.position)},

@@ -98,12 +98,19 @@ class Bench:
         self.journal = Journal(maker)
         self.now_s = 0.0
         self.asked: list[OpenGap] = []
+        self.asked_again: list[tuple[OpenGap, OpenGap]] = []
         self.stop = Stop()
         self.persister = self.new()
 
     def new(self) -> Persister:
         config = Config(cx=replace(CxConfig(), segment_bytes_max=SEGMENT_BYTES, segment_age_s_max=SEGMENT_AGE_S))
-        return Persister("v1", config, self.store, journal=self.journal, ask_resync=self.asked.append, clock=lambda: self.now_s)
+        return Persister("v1", config, self.store, journal=self.journal, ask_resync=self._ask, clock=lambda: self.now_s)
+
+    def _ask(self, gap: OpenGap, newest: OpenGap) -> None:
+        if newest == gap:
+            self.asked.append(gap)
+        else:
+            self.asked_again.append((gap, newest))
 
     def run(self, when_dry: Callable[[], None] | None = None) -> dict:
         """Run until the journal is dry (or whatever the test does then); return the facts."""

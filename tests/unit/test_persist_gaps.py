@@ -57,6 +57,18 @@ def test_a_gap_of_the_history_is_open_until_a_resync_closes_it(maker: JournalMak
     assert bench.headers()[-1].coverage.open_gaps == ()
 
 
+def test_a_hole_is_asked_for_again_when_order_begins_a_gap(maker: JournalMaker) -> None:
+    """What was to close it may be what the broker lost, and order's own copy names order's gaps alone."""
+    bench = Bench(maker)
+    expire(bench, maker)
+    bench.run()
+    assert bench.asked_again == []
+    maker.gap("broker_lost_data")
+    bench.run()
+    ((hole, newest),) = bench.asked_again
+    assert (hole, newest.reason) == (bench.asked[0], "broker_lost_data")
+
+
 def test_retention_that_passes_while_reading(maker: JournalMaker) -> None:
     bench = Bench(maker)
     maker.batch(write(0, b"1"))

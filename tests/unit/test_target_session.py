@@ -134,6 +134,20 @@ def test_a_target_that_comes_late_asks_for_a_resync() -> None:
     assert world.checkpoint.label == Label()
 
 
+def test_a_gap_of_its_own_is_asked_for_again_when_order_begins_one() -> None:
+    """What was to close it may be what the broker lost, and order's own copy names order's gaps alone."""
+    made = script(VOLUME_BYTES, 1)
+    made.batch()
+    world = _world(made, log_start=len(made.maker.messages) - 1)
+    world.live()
+    made.maker.time_ns += 1
+    made.maker.gap("broker_lost_data")
+    _more(world, made)
+    world.live()
+    assert [one.attributes["gap"] for one in world.asked] == [str(ZERO)] * 2
+    assert len({one.id for one in world.asked}) == 2, "the first request may be answered already"
+
+
 def test_a_broker_that_lost_the_journals_end_is_a_gap() -> None:
     made = script(VOLUME_BYTES, 1)
     made.batch()
